@@ -1,0 +1,3 @@
+//! Builds the BPF programs.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! KVM guests whose behaviour is known.

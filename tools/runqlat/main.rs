@@ -1,0 +1,3 @@
+//! runqlat: how long do runnable tasks wait for a CPU?
+
+fn main() {}
