@@ -1,1 +1,20 @@
-//! KVM guests whose behaviour is known.
+//! KVM guests whose behaviour is known: the load that the tools are checked against.
+//!
+//! A [`Fleet`] is a number of small guests, each a process of its own, which count what they do. They are all
+//! created first, then started together; what they have counted is the [`Truth`].
+
+mod cgroup;
+mod code;
+mod fleet;
+mod guest;
+mod image;
+mod janitor;
+mod process;
+mod record;
+mod shared;
+mod truth;
+mod workload;
+
+pub use fleet::{Fleet, Spec, Stopped};
+pub use truth::{Truth, TruthFile};
+pub use workload::Workload;

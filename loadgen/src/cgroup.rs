@@ -1,0 +1,226 @@
+//! The cgroup that keeps guests from starving the host: one name in every hierarchy where it is of use, v1
+//! `cpu` and v2 alike, with a low weight.
+
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// `cpu.shares` of all guests together; one ordinary task of nice 0 has 1,024.
+const CPU_SHARES: u32 = 64;
+/// The same as a v2 `cpu.weight`, where an ordinary task has 100.
+const CPU_WEIGHT: u32 = 6;
+/// What guests get instead, where there is no cgroup with a weight.
+const NICE: i32 = 19;
+
+/// The directories of one cgroup, and its open `cgroup.procs` files, which children inherit.
+#[derive(Default)]
+pub(crate) struct Cgroup {
+    dirs: Vec<PathBuf>,
+    procs: Vec<File>,
+    /// Where the cpu controller was switched on for this cgroup.
+    switched_on: Option<PathBuf>,
+    has_weight: bool,
+}
+
+/// Where a cgroup hierarchy is mounted.
+#[derive(Debug, PartialEq, Eq)]
+struct Mount {
+    version: Version,
+    /// Path within the hierarchy of what is mounted.
+    root: PathBuf,
+    point: PathBuf,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Version {
+    /// A v1 hierarchy with the cpu controller.
+    V1,
+    /// The v2 hierarchy, with or without controllers.
+    V2,
+}
+
+impl Cgroup {
+    /// Makes the cgroup wherever it can be made.
+    pub(crate) fn create(name: &str) -> Self {
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+        let mut cgroup = Self::default();
+        for version in [Version::V1, Version::V2] {
+            let mount = mounts.lines().filter_map(parse_mount);
+            for mount in mount.filter(|m| m.version == version).take(1) {
+                // The top of the tree is right for root; next to its own cgroup is where others may be
+                // allowed to.
+                let beside = own_path(&own, version)
+                    .and_then(|path| path.strip_prefix(&mount.root).ok()?.parent())
+                    .map(|path| mount.point.join(path));
+                let parents = [Some(mount.point), beside];
+                let mut parents = parents.into_iter().flatten();
+                _ = parents.any(|parent| cgroup.add(&parent, name, version).is_ok());
+            }
+        }
+        cgroup
+    }
+
+    /// One directory.
+    fn add(&mut self, parent: &Path, name: &str, version: Version) -> io::Result<()> {
+        if version == Version::V2 && !self.has_weight && switch_on_cpu(parent) {
+            self.switched_on = Some(parent.to_owned());
+        }
+        let dir = parent.join(name);
+        fs::create_dir(&dir)?;
+        self.dirs.push(dir.clone());
+        let procs = File::options().write(true).open(dir.join("cgroup.procs"))?;
+        self.procs.push(procs);
+        let (file, weight) = match version {
+            Version::V1 => ("cpu.shares", CPU_SHARES),
+            Version::V2 => ("cpu.weight", CPU_WEIGHT),
+        };
+        // A v2 tree whose controllers are mounted as v1 has no weights: the v1 cgroup has it then.
+        let weighed = fs::write(dir.join(file), weight.to_string());
+        self.has_weight |= weighed.is_ok();
+        Ok(())
+    }
+
+    /// A sentence about what is missing, if anything is.
+    pub(crate) fn warning(&self) -> Option<String> {
+        (!self.has_weight).then(|| {
+            format!(
+                "no cgroup with a cpu weight could be made (not root, or no cpu controller): \
+                 guests run at nice {NICE} instead"
+            )
+        })
+    }
+
+    /// The calling process joins it, or is nice instead.
+    pub(crate) fn join(&self) -> io::Result<()> {
+        for mut procs in &self.procs {
+            procs.write_all(b"0")?;
+        }
+        if !self.has_weight {
+            // SAFETY: setpriority has no memory to go wrong with.
+            let result = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICE) };
+            if result != 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        Ok(())
+    }
+
+    /// Kills whatever is in the cgroup, removes it, and undoes what making it has changed. Gives up after
+    /// `patience`.
+    pub(crate) fn remove(&self, patience: Duration) -> io::Result<()> {
+        let deadline = Instant::now() + patience;
+        for dir in &self.dirs {
+            loop {
+                match fs::remove_dir(dir) {
+                    Err(e) if e.kind() == io::ErrorKind::NotFound => break,
+                    Err(e) if Instant::now() >= deadline => return Err(e),
+                    Err(_) => kill_all(dir),
+                    Ok(()) => break,
+                }
+                thread::sleep(Duration::from_millis(5));
+            }
+        }
+        if let Some(parent) = &self.switched_on
+            && !has_fleet(parent)
+        {
+            _ = fs::write(parent.join("cgroup.subtree_control"), "-cpu");
+        }
+        Ok(())
+    }
+}
+
+/// Kills every process in a cgroup directory: by the kernel's own means where it has them (v2 since 5.14).
+fn kill_all(dir: &Path) {
+    if fs::write(dir.join("cgroup.kill"), "1").is_ok() {
+        return;
+    }
+    let procs = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
+    for pid in procs.lines().filter_map(|pid| pid.parse().ok()) {
+        // SAFETY: kill has no memory to go wrong with.
+        unsafe { libc::kill(pid, libc::SIGKILL) };
+    }
+}
+
+/// Lets children of a v2 cgroup have a cpu weight; true if that was necessary and possible.
+fn switch_on_cpu(parent: &Path) -> bool {
+    let lists_cpu = |file: &str| {
+        let list = fs::read_to_string(parent.join(file)).unwrap_or_default();
+        list.split_whitespace()
+            .any(|controller| controller == "cpu")
+    };
+    lists_cpu("cgroup.controllers")
+        && !lists_cpu("cgroup.subtree_control")
+        && fs::write(parent.join("cgroup.subtree_control"), "+cpu").is_ok()
+}
+
+/// True if another fleet has its cgroup in this directory, and needs the cpu controller as we did.
+fn has_fleet(parent: &Path) -> bool {
+    fs::read_dir(parent).is_ok_and(|entries| {
+        let mut names = entries.flatten().map(|entry| entry.file_name());
+        names.any(|name| name.to_string_lossy().starts_with("loadgen-"))
+    })
+}
+
+/// A line of /proc/self/mountinfo, if it is a hierarchy we can use.
+fn parse_mount(line: &str) -> Option<Mount> {
+    let (mount, source) = line.split_once(" - ")?;
+    let mut source = source.split(' ');
+    let (kind, options) = (source.next()?, source.nth(1)?);
+    let version = match kind {
+        "cgroup" if options.split(',').any(|option| option == "cpu") => Version::V1,
+        "cgroup2" => Version::V2,
+        _ => return None,
+    };
+    let mut mount = mount.split(' ').skip(3);
+    Some(Mount {
+        version,
+        root: mount.next()?.into(),
+        point: mount.next()?.into(),
+    })
+}
+
+/// This process's own cgroup, from /proc/self/cgroup.
+fn own_path(own: &str, version: Version) -> Option<&Path> {
+    own.lines().find_map(|line| {
+        let mut fields = line.splitn(3, ':').skip(1);
+        let (controllers, path) = (fields.next()?, fields.next()?);
+        let found = match version {
+            Version::V1 => controllers.split(',').any(|c| c == "cpu"),
+            Version::V2 => controllers.is_empty(),
+        };
+        found.then(|| Path::new(path))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mounts_are_found_by_what_they_are() {
+        let v1 = "31 24 0:27 / /sys/fs/cgroup/cpu,cpuacct rw,nosuid shared:9 - cgroup cgroup rw,cpu,cpuacct";
+        let mount = parse_mount(v1).expect("a v1 cpu hierarchy");
+        assert_eq!(mount.version, Version::V1);
+        assert_eq!(mount.point, Path::new("/sys/fs/cgroup/cpu,cpuacct"));
+        let cpuset = "33 24 0:29 / /sys/fs/cgroup/cpuset rw - cgroup cgroup rw,cpuset";
+        assert_eq!(parse_mount(cpuset), None);
+        let v2 = "30 23 0:26 /docker/1 /sys/fs/cgroup rw shared:4 - cgroup2 cgroup2 rw,nsdelegate";
+        let mount = parse_mount(v2).expect("a v2 hierarchy");
+        assert_eq!(
+            (mount.version, mount.root.as_path()),
+            (Version::V2, Path::new("/docker/1"))
+        );
+        assert_eq!(parse_mount("22 1 8:1 / / rw - ext4 /dev/sda1 rw"), None);
+    }
+
+    #[test]
+    fn its_own_cgroup_is_found_in_both_versions() {
+        let own = "3:cpuset:/a\n1:cpu,cpuacct:/b/c\n0::/d\n";
+        assert_eq!(own_path(own, Version::V1), Some(Path::new("/b/c")));
+        assert_eq!(own_path(own, Version::V2), Some(Path::new("/d")));
+        assert_eq!(own_path("1:cpu:/\n", Version::V2), None);
+    }
+}

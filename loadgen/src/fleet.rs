@@ -1,0 +1,381 @@
+//! A fleet of guests: creates them all, starts them together, and takes them down again.
+
+use std::fs;
+use std::io;
+use std::ops::ControlFlow;
+use std::os::fd::AsRawFd as _;
+use std::sync::atomic::Ordering::Relaxed;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use common::session::host_cannot;
+use kvm_ioctls::{Cap, Kvm};
+
+use crate::cgroup::Cgroup;
+use crate::guest::{self, Guest, Plan};
+use crate::image;
+use crate::janitor::Janitor;
+use crate::process::{self, Ended};
+use crate::record::VcpuPage;
+use crate::shared::{Order, Shared};
+use crate::truth::Truth;
+use crate::workload::Workload;
+
+/// How long the parent sleeps between looks at guests that are about to be ready.
+const SETTLE_POLL: Duration = Duration::from_millis(50);
+/// The same for guests that are about to leave.
+const LEAVE_POLL: Duration = Duration::from_millis(1);
+/// Guests that are told to leave are killed when for this long none has left: twice the longest timer period.
+const GRACE: Duration = Duration::from_secs(2);
+/// `KVM_API_VERSION`: it will never be another.
+const KVM_API_VERSION: i32 = 12;
+
+/// What guests to make.
+#[derive(Clone, Copy, Debug)]
+pub struct Spec {
+    /// Number of guests.
+    pub vms: u32,
+    /// vCPUs of each guest: at most [`Spec::MAX_VCPUS`].
+    pub vcpus: u32,
+    /// Memory of each guest in bytes: a multiple of 4096, at most [`Spec::MAX_MEMORY`]. No page of it exists
+    /// before it is touched.
+    pub memory_bytes: u64,
+    /// What every vCPU does.
+    pub workload: Workload,
+}
+
+impl Spec {
+    /// The most vCPUs a guest can have.
+    pub const MAX_VCPUS: u32 = image::MAX_VCPUS;
+    /// The most memory a guest can have, in bytes.
+    pub const MAX_MEMORY: u64 = image::MAX_MEMORY;
+}
+
+/// Guests, each a process of its own. Dropping the fleet kills those that are left and removes all traces.
+pub struct Fleet {
+    plan: Plan,
+    shared: Shared,
+    cgroup: Cgroup,
+    janitor: Option<Janitor>,
+    /// The process group of the guests, which is the first guest's PID; 0 before there is one.
+    group: libc::pid_t,
+    created: u32,
+    living: u32,
+    failures: Vec<String>,
+    creation: Duration,
+}
+
+/// How the guests of a fleet left.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Stopped {
+    /// Guests that did not leave when told to, and were killed.
+    pub killed: u32,
+    /// How long it took until the last one was gone.
+    pub duration: Duration,
+}
+
+impl Fleet {
+    /// Creates the guests: processes, virtual machines and vCPUs, ready to run. `progress` is called with the
+    /// number of guests made so far; with [`ControlFlow::Break`] the fleet stays as small as it is.
+    ///
+    /// Forks, so the process must have a single thread. Fails with [`host_cannot`] if this host has no KVM, or
+    /// does not allow what is asked for.
+    pub fn create(spec: &Spec, progress: impl FnMut(u32) -> ControlFlow<()>) -> Result<Self> {
+        process::check_single_threaded()?;
+        let kvm = open_kvm()?;
+        check_limits(&kvm, spec)?;
+        let pages = spec.vms as usize * spec.vcpus as usize;
+        let cgroup = Cgroup::create(&format!("loadgen-{}", process::pid()));
+        // From here on the cgroup is removed however this ends.
+        let janitor =
+            Janitor::start(&cgroup).context("failed to start the `lg-janitor` process")?;
+        let mut fleet = Self {
+            plan: Plan::new(&kvm, spec.vms, spec.vcpus, spec.memory_bytes, spec.workload),
+            shared: Shared::new(pages).context("failed to map the memory shared with guests")?,
+            cgroup,
+            janitor: Some(janitor),
+            group: 0,
+            created: 0,
+            living: 0,
+            failures: Vec::new(),
+            creation: Duration::ZERO,
+        };
+        let start = Instant::now();
+        fleet.fork_guests(&kvm, progress)?;
+        fleet.wait_until_ready()?;
+        fleet.creation = start.elapsed();
+        Ok(fleet)
+    }
+
+    /// Lets all guests run, at once.
+    pub fn start(&self) {
+        self.shared.control().give(Order::Run);
+    }
+
+    /// Number of guests created.
+    pub fn vms(&self) -> u32 {
+        self.created
+    }
+
+    /// Number of vCPUs of all guests created.
+    pub fn vcpus(&self) -> u32 {
+        self.created * self.plan.vcpus
+    }
+
+    /// How long it took to create them.
+    pub fn creation(&self) -> Duration {
+        self.creation
+    }
+
+    /// A sentence about what this host did not allow, if anything.
+    pub fn warning(&self) -> Option<String> {
+        self.cgroup.warning()
+    }
+
+    /// A sentence for each guest that has ended without being told to: which, and why.
+    pub fn failures(&mut self) -> &[String] {
+        self.reap(false);
+        &self.failures
+    }
+
+    /// What every vCPU has counted up to now; before the start, during the run or after the end.
+    pub fn truth(&self) -> impl Iterator<Item = Truth> {
+        let vcpus = self.plan.vcpus;
+        (0..self.vcpus()).map(move |index| {
+            let (vm, vcpu) = (index / vcpus, index % vcpus);
+            let pid = self.page(vm, 0).pid.load(Relaxed);
+            let workload = self.plan.workload;
+            Truth::read(
+                self.page(vm, vcpu),
+                vm,
+                vcpu,
+                pid,
+                workload,
+                self.plan.steal,
+            )
+        })
+    }
+
+    /// Tells all guests to leave and waits until they are gone; those that do not leave are killed. What they
+    /// have counted can be read afterwards.
+    pub fn stop(&mut self) -> Stopped {
+        let start = Instant::now();
+        self.reap(false);
+        for vm in 0..self.created {
+            for vcpu in 0..self.plan.vcpus {
+                self.page(vm, vcpu).stop.store(1, Relaxed);
+            }
+        }
+        // Of no effect on those that run already.
+        self.shared.control().give(Order::Leave);
+        let mut killed = 0;
+        let mut last_left = start;
+        while self.living > 0 {
+            if self.reap(true) > 0 {
+                last_left = Instant::now();
+            } else if last_left.elapsed() > GRACE {
+                killed = self.living;
+                self.kill();
+            } else {
+                thread::sleep(LEAVE_POLL);
+            }
+        }
+        Stopped {
+            killed,
+            duration: start.elapsed(),
+        }
+    }
+
+    /// Removes the cgroup, too. An error if anything is left behind.
+    pub fn finish(mut self) -> Result<()> {
+        self.kill();
+        match self.janitor.take().is_none_or(Janitor::finish) {
+            true => Ok(()),
+            false => bail!("failed to remove the cgroup `loadgen-{}`", process::pid()),
+        }
+    }
+
+    fn page(&self, vm: u32, vcpu: u32) -> &VcpuPage {
+        let index = vm as usize * self.plan.vcpus as usize + vcpu as usize;
+        self.shared.page(index)
+    }
+
+    fn fork_guests(
+        &mut self,
+        kvm: &Kvm,
+        mut progress: impl FnMut(u32) -> ControlFlow<()>,
+    ) -> Result<()> {
+        let parent = process::pid();
+        for index in 0..self.plan.vms {
+            let guest = Guest {
+                plan: &self.plan,
+                shared: &self.shared,
+                cgroup: &self.cgroup,
+                index,
+                parent,
+                kvm: kvm.as_raw_fd(),
+            };
+            let pid = process::fork(|| guest.run()).map_err(|e| fork_failed(index, &e))?;
+            // A group of their own: a terminal's Ctrl-C is for the parent, which lets them leave in order. The
+            // kernel may refuse only if all guests so far are dead, which is found out soon enough.
+            // SAFETY: setpgid has no memory to go wrong with.
+            unsafe { libc::setpgid(pid, self.group) };
+            if self.group == 0 {
+                self.group = pid;
+            }
+            // Kept in shared memory: the parent's own would be copied page by page while guests are forked.
+            self.page(index, 0).pid.store(pid.unsigned_abs(), Relaxed);
+            self.created += 1;
+            self.living += 1;
+            if progress(self.created).is_break() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn wait_until_ready(&mut self) -> Result<()> {
+        let all = self.vcpus();
+        while !self.shared.control().wait_until_settled(all, SETTLE_POLL) {
+            self.reap(false);
+            if let Some(failure) = self.failures.first() {
+                return Err(anyhow!("failed to create guests: {failure}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes note of guests that have ended; returns how many.
+    fn reap(&mut self, told_to_leave: bool) -> u32 {
+        let mut reaped = 0;
+        while self.living > 0
+            && let Some((pid, ended)) = process::wait(-self.group, libc::WNOHANG)
+        {
+            reaped += 1;
+            self.living -= 1;
+            if !(told_to_leave && ended == Ended::Exited(0)) {
+                let sentence = self.why(pid.unsigned_abs(), ended);
+                self.failures.push(sentence);
+            }
+        }
+        reaped
+    }
+
+    /// A sentence on a guest that should not have ended as it did.
+    fn why(&self, pid: u32, ended: Ended) -> String {
+        let is_it = |vm: &u32| self.page(*vm, 0).pid.load(Relaxed) == pid;
+        let Some(vm) = (0..self.created).find(is_it) else {
+            return format!("the guest with PID {pid} ended ({ended})");
+        };
+        let name = guest::name(vm);
+        for vcpu in 0..self.plan.vcpus {
+            if let Some(failure) = self.page(vm, vcpu).failure() {
+                return format!("`{name}` vCPU {vcpu}: {failure}");
+            }
+        }
+        format!("`{name}` {ended}")
+    }
+
+    /// Kills what is left of the guests, and waits until it is gone.
+    fn kill(&mut self) {
+        if self.living == 0 {
+            return;
+        }
+        // SAFETY: kill has no memory to go wrong with. The group is ours as long as one of its processes has
+        // not been waited for.
+        unsafe { libc::kill(-self.group, libc::SIGKILL) };
+        while self.living > 0 && process::wait(-self.group, 0).is_some() {
+            self.living -= 1;
+        }
+        self.living = 0;
+    }
+}
+
+impl Drop for Fleet {
+    fn drop(&mut self) {
+        self.kill();
+        self.janitor.take().map(Janitor::finish);
+    }
+}
+
+/// Opens /dev/kvm, or says what this host lacks.
+fn open_kvm() -> Result<Kvm> {
+    let kvm = Kvm::new().map_err(|e| {
+        let cause = io::Error::from(e);
+        match cause.kind() {
+            io::ErrorKind::NotFound => host_cannot(
+                "`/dev/kvm` does not exist: load kvm_intel or kvm_amd, and see that virtualization is on in \
+                 the firmware (in a virtual machine: nested virtualization)",
+            ),
+            io::ErrorKind::PermissionDenied => host_cannot(
+                "not allowed to open `/dev/kvm`: run as root, or as a member of the group that owns it (kvm)",
+            ),
+            _ => host_cannot(format!(
+                "failed to open `/dev/kvm`: {cause}: see whether a KVM module for this processor is loaded"
+            )),
+        }
+    })?;
+    match kvm.get_api_version() {
+        KVM_API_VERSION => Ok(kvm),
+        version => Err(host_cannot(format!(
+            "`/dev/kvm` has API version {version}, not {KVM_API_VERSION}: this kernel is too old, use a newer one"
+        ))),
+    }
+}
+
+/// Refuses what could only fail halfway.
+fn check_limits(kvm: &Kvm, spec: &Spec) -> Result<()> {
+    if !kvm.check_extension(Cap::UserMemory) {
+        return Err(host_cannot(
+            "KVM has no KVM_CAP_USER_MEMORY: use a newer kernel",
+        ));
+    }
+    let most_vcpus = kvm.get_max_vcpus();
+    if spec.vcpus as usize > most_vcpus {
+        return Err(host_cannot(format!(
+            "KVM allows {most_vcpus} vCPUs in a guest here, not {}: ask for fewer",
+            spec.vcpus
+        )));
+    }
+    let tasks = u64::from(spec.vms) * u64::from(spec.vcpus) + running_tasks();
+    for limit in ["pid_max", "threads-max"] {
+        let path = format!("/proc/sys/kernel/{limit}");
+        let most = fs::read_to_string(path).unwrap_or_default();
+        // Half of the rest of the system's growth is not ours to know: leave a little room.
+        let needed = tasks + 100;
+        if most.trim().parse().is_ok_and(|most: u64| most < needed) {
+            return Err(host_cannot(format!(
+                "too many guests: kernel.{limit} is {}, and {needed} are needed: \
+                 sysctl -w kernel.{limit}={}",
+                most.trim(),
+                needed.next_multiple_of(1024)
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Number of tasks on this host: the second half of the fourth field of /proc/loadavg.
+fn running_tasks() -> u64 {
+    let loadavg = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let tasks = loadavg
+        .split_whitespace()
+        .nth(3)
+        .and_then(|f| f.split_once('/'));
+    tasks.and_then(|(_, all)| all.parse().ok()).unwrap_or(0)
+}
+
+fn fork_failed(index: u32, cause: &io::Error) -> anyhow::Error {
+    let name = guest::name(index);
+    match cause.raw_os_error() {
+        Some(libc::EAGAIN) => host_cannot(format!(
+            "failed to fork `{name}`: {cause}: raise the limit on processes (ulimit -u, pids.max of the \
+             cgroup, kernel.pid_max) or ask for fewer guests"
+        )),
+        Some(libc::ENOMEM) => host_cannot(format!(
+            "failed to fork `{name}`: {cause}: ask for fewer guests"
+        )),
+        _ => anyhow!("failed to fork `{name}`: {cause}"),
+    }
+}

@@ -1,0 +1,318 @@
+//! A guest's process: creates its virtual machine, waits for the start, and runs it until it leaves.
+//!
+//! It has been forked from the parent and shares the parent's pages as long as it does not write to them: no
+//! allocation, file or thread that it can do without.
+
+use std::os::fd::{FromRawFd as _, RawFd};
+use std::sync::atomic::Ordering::Relaxed;
+use std::thread;
+
+use kvm_bindings::{
+    KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_STEAL_TIME, KVM_MP_STATE_RUNNABLE, Msrs, kvm_enable_cap,
+    kvm_mp_state, kvm_msr_entry, kvm_userspace_memory_region,
+};
+use kvm_ioctls::{Cap, Kvm, VcpuExit, VcpuFd, VmFd};
+
+use crate::cgroup::Cgroup;
+use crate::code::{Entry, STOP_PORT};
+use crate::image;
+use crate::process;
+use crate::record::{Failure, PAGE_SIZE, Step, VcpuPage};
+use crate::shared::{self, Order, Shared};
+use crate::workload::{Timer, Workload};
+
+/// `MSR_KVM_STEAL_TIME` of arch/x86/include/uapi/asm/kvm_para.h, and its enable bit.
+const MSR_KVM_STEAL_TIME: u32 = 0x4b56_4d03;
+const MSR_KVM_STEAL_TIME_ENABLED: u64 = 1;
+
+/// Stack of a vCPU thread: it only calls KVM_RUN.
+const THREAD_STACK: usize = 64 << 10;
+
+/// What all guests of a fleet have in common; made before forking.
+pub(crate) struct Plan {
+    pub(crate) vms: u32,
+    pub(crate) vcpus: u32,
+    pub(crate) memory_bytes: u64,
+    pub(crate) workload: Workload,
+    /// Whether KVM reports steal time.
+    pub(crate) steal: bool,
+    split_irqchip: bool,
+    /// The write to MSR_KVM_STEAL_TIME for each vCPU number: the same in all guests.
+    steal_msrs: Vec<Msrs>,
+}
+
+impl Plan {
+    /// Asks KVM what it can do.
+    pub(crate) fn new(
+        kvm: &Kvm,
+        vms: u32,
+        vcpus: u32,
+        memory_bytes: u64,
+        workload: Workload,
+    ) -> Self {
+        let steal_msr = |vcpu| {
+            let entry = kvm_msr_entry {
+                index: MSR_KVM_STEAL_TIME,
+                data: image::vcpu_gpa(vcpu) | MSR_KVM_STEAL_TIME_ENABLED,
+                ..Default::default()
+            };
+            Msrs::from_entries(&[entry]).ok()
+        };
+        Self {
+            vms,
+            vcpus,
+            memory_bytes,
+            workload,
+            steal: kvm.check_extension_raw(KVM_CAP_STEAL_TIME.into()) > 0,
+            split_irqchip: kvm.check_extension(Cap::SplitIrqchip),
+            steal_msrs: (0..vcpus).filter_map(steal_msr).collect(),
+        }
+    }
+}
+
+/// What a guest's process has been given.
+pub(crate) struct Guest<'a> {
+    pub(crate) plan: &'a Plan,
+    pub(crate) shared: &'a Shared,
+    pub(crate) cgroup: &'a Cgroup,
+    /// Counted from 0.
+    pub(crate) index: u32,
+    pub(crate) parent: u32,
+    pub(crate) kvm: RawFd,
+}
+
+/// A guest's name, from its number counted from 0: `loadgen-0001` is the first.
+pub(crate) fn name(index: u32) -> String {
+    format!("loadgen-{:04}", index + 1)
+}
+
+impl Guest<'_> {
+    /// Everything the process does; returns its exit status.
+    pub(crate) fn run(&self) -> i32 {
+        match self.live() {
+            Ok(()) => 0,
+            Err(failure) => self.die(0, failure),
+        }
+    }
+
+    /// Says what went wrong and ends the process. The parent finds out by waiting for it.
+    fn die(&self, vcpu: u32, failure: Failure) -> ! {
+        self.page(vcpu).fail(failure);
+        process::exit_now(1)
+    }
+
+    fn page(&self, vcpu: u32) -> &VcpuPage {
+        let index = self.index as usize * self.plan.vcpus as usize + vcpu as usize;
+        self.shared.page(index)
+    }
+
+    fn live(&self) -> Result<(), Failure> {
+        // If the parent is gone there is nobody to tell.
+        if process::die_with(self.parent).is_err() {
+            return Ok(());
+        }
+        process::set_name(&name(self.index));
+        self.cgroup.join().map_err(of_io(Step::JoinCgroup))?;
+        let kvm = process::keep_only(self.kvm).map_err(of_io(Step::Detach))?;
+        // SAFETY: `keep_only` returns an open descriptor of /dev/kvm that nothing else owns.
+        let kvm = unsafe { Kvm::from_raw_fd(kvm) };
+        let vm = self.create_vm(&kvm)?;
+        let mut vcpus = Vec::with_capacity(self.plan.vcpus as usize);
+        for vcpu in 0..self.plan.vcpus {
+            vcpus.push(self.create_vcpu(&vm, vcpu)?);
+        }
+        self.run_vcpus(vcpus)
+    }
+
+    fn create_vm(&self, kvm: &Kvm) -> Result<VmFd, Failure> {
+        let vm = loop {
+            match kvm.create_vm() {
+                Err(e) if e.errno() == libc::EINTR => {}
+                result => break result.map_err(of_kvm(Step::CreateVm))?,
+            }
+        };
+        vm.set_tss_address(image::KVM_TSS_GPA)
+            .map_err(of_kvm(Step::SetTssAddress))?;
+        if self.plan.workload.timer().is_some() {
+            self.create_irqchip(&vm)?;
+        }
+        let vcpu_bytes = PAGE_SIZE as u64 * u64::from(self.plan.vcpus);
+        let first_page = std::ptr::from_ref(self.page(0)).addr();
+        let slots = [
+            (
+                image::IMAGE_GPA,
+                image::IMAGE_SIZE as u64,
+                self.shared.image().addr(),
+            ),
+            (image::VCPU_GPA, vcpu_bytes, first_page),
+            (
+                image::MEMORY_GPA,
+                self.plan.memory_bytes,
+                self.map_memory()?,
+            ),
+        ];
+        for (slot, (gpa, size, address)) in (0..).zip(slots) {
+            let region = kvm_userspace_memory_region {
+                slot,
+                flags: 0,
+                guest_phys_addr: gpa,
+                memory_size: size,
+                userspace_addr: address as u64,
+            };
+            // SAFETY: the memory stays mapped as long as this process lives, and none of it is memory that
+            // Rust code here takes for its own: pages of atomics, the image, and an anonymous mapping.
+            unsafe { vm.set_user_memory_region(region) }.map_err(of_kvm(Step::SetMemory))?;
+        }
+        Ok(vm)
+    }
+
+    /// The guest's own memory, of which no page exists until it is touched.
+    fn map_memory(&self) -> Result<usize, Failure> {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        let size = usize::try_from(self.plan.memory_bytes).unwrap_or(usize::MAX);
+        let memory = shared::map(size, flags).map_err(of_io(Step::MapMemory))?;
+        Ok(memory.as_ptr().addr())
+    }
+
+    /// A local APIC per vCPU; the rest of the chip set only where KVM cannot leave it out.
+    fn create_irqchip(&self, vm: &VmFd) -> Result<(), Failure> {
+        let result = if self.plan.split_irqchip {
+            let cap = kvm_enable_cap {
+                cap: KVM_CAP_SPLIT_IRQCHIP,
+                ..Default::default()
+            };
+            vm.enable_cap(&cap)
+        } else {
+            vm.create_irq_chip()
+        };
+        result.map_err(of_kvm(Step::CreateIrqchip))
+    }
+
+    fn create_vcpu(&self, vm: &VmFd, number: u32) -> Result<VcpuFd, Failure> {
+        let vcpu = vm
+            .create_vcpu(number.into())
+            .map_err(of_kvm(Step::CreateVcpu))?;
+        let page = self.page(number);
+        image::prepare_page(page, number);
+        let timer = self.plan.workload.timer();
+        if let Some(timer) = timer {
+            let khz = vcpu.get_tsc_khz().map_err(of_kvm(Step::GetTsc))?;
+            set_timer(page, timer, khz);
+            // With a local APIC all vCPUs but the first wait for a start-up interrupt, unless told otherwise.
+            let state = kvm_mp_state {
+                mp_state: KVM_MP_STATE_RUNNABLE,
+            };
+            vcpu.set_mp_state(state).map_err(of_kvm(Step::SetState))?;
+        }
+        let entry = match timer {
+            None => Entry::Spin,
+            Some(_) => Entry::Timed,
+        };
+        let set_registers = of_kvm(Step::SetRegisters);
+        let initial = vcpu.get_sregs().map_err(&set_registers)?;
+        vcpu.set_sregs(&image::sregs(initial, number))
+            .map_err(&set_registers)?;
+        vcpu.set_regs(&image::regs(entry, number))
+            .map_err(&set_registers)?;
+        if let Some(msrs) = self.plan.steal_msrs.get(number as usize)
+            && self.plan.steal
+        {
+            vcpu.set_msrs(msrs).map_err(of_kvm(Step::EnableSteal))?;
+        }
+        Ok(vcpu)
+    }
+
+    /// vCPU 0 runs on this thread, so that a guest with one vCPU is one thread; each other gets its own.
+    fn run_vcpus(&self, vcpus: Vec<VcpuFd>) -> Result<(), Failure> {
+        thread::scope(|scope| {
+            let mut first = None;
+            for (number, vcpu) in (0..).zip(vcpus) {
+                if number == 0 {
+                    first = Some(vcpu);
+                    continue;
+                }
+                thread::Builder::new()
+                    .stack_size(THREAD_STACK)
+                    .spawn_scoped(scope, move || {
+                        process::set_name(&format!("{:04}/vcpu{number}", self.index + 1));
+                        self.run_vcpu(number, vcpu);
+                    })
+                    .map_err(of_io(Step::StartThread))?;
+            }
+            if let Some(vcpu) = first {
+                self.run_vcpu(0, vcpu);
+            }
+            Ok(())
+        })
+    }
+
+    /// Waits for the start, then runs the vCPU until the guest says that it is done.
+    fn run_vcpu(&self, number: u32, mut vcpu: VcpuFd) {
+        let control = self.shared.control();
+        self.page(number).tid.store(process::gettid(), Relaxed);
+        control.settle(self.plan.vms * self.plan.vcpus);
+        if control.wait_for_order() == Order::Leave {
+            return;
+        }
+        loop {
+            match vcpu.run() {
+                Ok(VcpuExit::IoOut(STOP_PORT, _)) => return,
+                Ok(VcpuExit::Intr) => {}
+                Ok(_) => {
+                    let reason = vcpu.get_kvm_run().exit_reason;
+                    self.die(number, Failure::exit(reason));
+                }
+                Err(e) if e.errno() == libc::EINTR || e.errno() == libc::EAGAIN => {}
+                Err(e) => self.die(number, Failure::errno(Step::Run, e.errno())),
+            }
+        }
+    }
+}
+
+/// Tells the guest about its timer.
+fn set_timer(page: &VcpuPage, timer: Timer, tsc_khz: u32) {
+    let tsc_cycles = |ns: u128| ns * u128::from(tsc_khz) / 1_000_000;
+    let clamp = |cycles: u128| u64::try_from(cycles).unwrap_or(u64::MAX);
+    let period = clamp(tsc_cycles(timer.period.as_nanos())).max(1);
+    let period_ns = u32::try_from(timer.period.as_nanos()).unwrap_or(u32::MAX);
+    page.tsc_khz.store(tsc_khz, Relaxed);
+    page.period_ns.store(period_ns, Relaxed);
+    page.period_tsc.store(period, Relaxed);
+    page.grid_tsc.store(period + (period >> 14), Relaxed);
+    page.burn_tsc
+        .store(clamp(tsc_cycles(timer.burn.as_nanos())), Relaxed);
+    page.tsc_per_ns.store(clamp(tsc_cycles(1 << 32)), Relaxed);
+}
+
+fn of_kvm(step: Step) -> impl Fn(kvm_ioctls::Error) -> Failure {
+    move |e| Failure::errno(step, e.errno())
+}
+
+fn of_io(step: Step) -> impl Fn(std::io::Error) -> Failure {
+    move |e| Failure::errno(step, e.raw_os_error().unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_have_four_digits_and_more_where_needed() {
+        assert_eq!(name(0), "loadgen-0001");
+        assert_eq!(name(6_416), "loadgen-6417");
+        assert_eq!(name(19_999), "loadgen-20000");
+    }
+
+    #[test]
+    fn a_timer_is_told_in_tsc_cycles() {
+        // SAFETY: a page of zeroes is a valid record: it has only integers.
+        let page: VcpuPage = unsafe { std::mem::zeroed() };
+        let timer = Workload::Duty { percent: 30 }.timer().expect("a timer");
+        set_timer(&page, timer, 2_600_000);
+        assert_eq!(page.period_ns.load(Relaxed), 10_000_000);
+        assert_eq!(page.period_tsc.load(Relaxed), 26_000_000);
+        assert_eq!(page.grid_tsc.load(Relaxed), 26_000_000 + 1_586);
+        assert_eq!(page.burn_tsc.load(Relaxed), 7_800_000);
+        assert_eq!(page.tsc_per_ns.load(Relaxed), (26 << 32) / 10);
+    }
+}

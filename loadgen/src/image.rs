@@ -1,0 +1,238 @@
+//! What a guest's memory looks like: where everything lies, the page tables and descriptor tables that all
+//! guests share, and the registers that put a vCPU into long mode before its first instruction.
+//!
+//! Guest-physical memory: the image (read, never written, by every guest), from [`VCPU_GPA`] on one page for
+//! each vCPU, and far above both the guest's own memory. The first 2 MiB are mapped one to one; the next 2 MiB
+//! of virtual memory are the local APIC.
+
+use std::ptr;
+
+use kvm_bindings::{kvm_regs, kvm_segment, kvm_sregs};
+
+use crate::code::{self, Entry};
+use crate::record::{PAGE_SIZE, VcpuPage};
+
+/// Guest-physical address of the image.
+pub(crate) const IMAGE_GPA: u64 = 0x1000;
+/// Size of the image: three page tables, a page of descriptors, a page of code.
+pub(crate) const IMAGE_SIZE: usize = 5 * PAGE_SIZE;
+/// Guest-physical address of the page of vCPU 0; the others follow.
+pub(crate) const VCPU_GPA: u64 = 0x1_0000;
+/// More cannot be addressed: an xAPIC identifier has 8 bits, and 255 means all of them.
+pub(crate) const MAX_VCPUS: u32 = 255;
+/// Guest-physical address of the guest's own memory: above the 4 GiB with the local APIC.
+pub(crate) const MEMORY_GPA: u64 = 1 << 32;
+/// A vCPU without CPUID has 36 bits of physical address.
+pub(crate) const MAX_MEMORY: u64 = (1 << 36) - MEMORY_GPA;
+/// Where KVM may put the three pages it needs on Intel hosts without unrestricted guest mode
+/// (KVM_SET_TSS_ADDR): below 4 GiB and outside all of the above.
+pub(crate) const KVM_TSS_GPA: usize = 0xfffb_d000;
+
+const PML4_GPA: u64 = IMAGE_GPA;
+const PDPT_GPA: u64 = PML4_GPA + PAGE_SIZE as u64;
+const PD_GPA: u64 = PDPT_GPA + PAGE_SIZE as u64;
+const GDT_GPA: u64 = PD_GPA + PAGE_SIZE as u64;
+const IDT_GPA: u64 = GDT_GPA + 0x100;
+const CODE_GPA: u64 = GDT_GPA + PAGE_SIZE as u64;
+
+const APIC_GPA: u64 = 0xfee0_0000;
+const APIC_GVA: u64 = 2 << 20;
+
+const _: () = assert!(VCPU_GPA + MAX_VCPUS as u64 * PAGE_SIZE as u64 <= APIC_GVA);
+const _: () = assert!(IMAGE_GPA + IMAGE_SIZE as u64 <= VCPU_GPA);
+
+/// Bits of a page table entry. Accessed and dirty are set from the start: nobody need write them later.
+mod pte {
+    const PRESENT: u64 = 1 << 0;
+    const WRITE: u64 = 1 << 1;
+    const USER: u64 = 1 << 2;
+    const ACCESSED: u64 = 1 << 5;
+    const DIRTY: u64 = 1 << 6;
+    const LARGE: u64 = 1 << 7;
+    /// Points to the next table.
+    pub(super) const TABLE: u64 = PRESENT | WRITE | USER | ACCESSED;
+    /// Maps 2 MiB.
+    pub(super) const PAGE: u64 = TABLE | DIRTY | LARGE;
+    /// With [`PAGE`]: not cached (PCD, PWT), for device registers.
+    pub(super) const UNCACHED: u64 = 1 << 4 | 1 << 3;
+}
+
+/// Segment selectors, and the descriptors they stand for.
+const KERNEL_CODE: u16 = 0x08;
+const KERNEL_DATA: u16 = 0x10;
+const USER_DATA: u16 = 0x18 | 3;
+const USER_CODE: u16 = 0x20 | 3;
+const TASK: u16 = 0x28;
+
+/// Flat 64-bit segments in the order of the selectors above, accessed bit set. The task descriptor is absent:
+/// KVM_SET_SREGS loads TR directly and nothing loads it again.
+const GDT: [u64; 5] = [
+    0,
+    0x00af_9b00_0000_ffff,
+    0x00cf_9300_0000_ffff,
+    0x00cf_f300_0000_ffff,
+    0x00af_fb00_0000_ffff,
+];
+
+/// Interrupts on, and I/O allowed in ring 3 (IOPL 3) for the write to the stop port; bit 1 is always set.
+const RFLAGS: u64 = 1 << 9 | 3 << 12 | 1 << 1;
+
+const CR0_PE: u64 = 1 << 0;
+const CR0_MP: u64 = 1 << 1;
+const CR0_ET: u64 = 1 << 4;
+const CR0_NE: u64 = 1 << 5;
+const CR0_WP: u64 = 1 << 16;
+const CR0_PG: u64 = 1 << 31;
+const CR4_PAE: u64 = 1 << 5;
+const EFER_LME: u64 = 1 << 8;
+const EFER_LMA: u64 = 1 << 10;
+
+/// Writes the image.
+///
+/// # Safety
+/// `image` points to [`IMAGE_SIZE`] writable bytes of zeroes, aligned to a page, that nobody else uses yet.
+pub(crate) unsafe fn write(image: *mut u8) {
+    let put = |gpa: u64, value: u64| {
+        let offset = usize::try_from(gpa - IMAGE_GPA).unwrap_or(usize::MAX);
+        assert!(offset <= IMAGE_SIZE - 8, "image address out of range");
+        // SAFETY: in range as just asserted; the caller promises that the memory is ours.
+        unsafe { image.add(offset).cast::<u64>().write(value) };
+    };
+    put(PML4_GPA, PDPT_GPA | pte::TABLE);
+    put(PDPT_GPA, PD_GPA | pte::TABLE);
+    put(PD_GPA, pte::PAGE);
+    put(PD_GPA + 8, APIC_GPA | pte::PAGE | pte::UNCACHED);
+    for (gpa, descriptor) in (GDT_GPA..).step_by(8).zip(GDT) {
+        put(gpa, descriptor);
+    }
+    // Everything else in the IDT stays absent: an exception is a triple fault, which the VMM reports.
+    let gates = [
+        (code::TICK_VECTOR, Entry::OnTick, 0),
+        (code::WAIT_VECTOR, Entry::OnWait, 3),
+    ];
+    for (vector, entry, ring) in gates {
+        let [low, high] = interrupt_gate(address_of(entry), ring);
+        put(IDT_GPA + u64::from(vector) * 16, low);
+        put(IDT_GPA + u64::from(vector) * 16 + 8, high);
+    }
+    let code = code::code();
+    assert!(code.len() <= PAGE_SIZE, "guest code outgrew its page");
+    let offset = IMAGE_SIZE - PAGE_SIZE;
+    // SAFETY: the code's page is the image's last one, and the code fits into it.
+    unsafe { ptr::copy_nonoverlapping(code.as_ptr(), image.add(offset), code.len()) };
+}
+
+/// Where a piece of code is in the guest.
+fn address_of(entry: Entry) -> u64 {
+    CODE_GPA + entry.offset() as u64
+}
+
+/// Guest-physical (and, being in the first 2 MiB, virtual) address of a vCPU's page.
+pub(crate) fn vcpu_gpa(vcpu: u32) -> u64 {
+    VCPU_GPA + u64::from(vcpu) * PAGE_SIZE as u64
+}
+
+/// A 64-bit interrupt gate that code of ring `ring` may call with INT.
+fn interrupt_gate(handler: u64, ring: u64) -> [u64; 2] {
+    const PRESENT_INTERRUPT_GATE: u64 = 0x8e << 40;
+    let low = (handler & 0xffff)
+        | u64::from(KERNEL_CODE) << 16
+        | PRESENT_INTERRUPT_GATE
+        | ring << 45
+        | (handler >> 16 & 0xffff) << 48;
+    [low, handler >> 32]
+}
+
+/// Sets up what the processor wants to find in the vCPU's page: the stack for interrupts is its upper end.
+pub(crate) fn prepare_page(page: &VcpuPage, vcpu: u32) {
+    let top = vcpu_gpa(vcpu) + PAGE_SIZE as u64;
+    let [low, high] = &page.tss.rsp0;
+    low.store(top as u32, std::sync::atomic::Ordering::Relaxed);
+    high.store((top >> 32) as u32, std::sync::atomic::Ordering::Relaxed);
+}
+
+/// General registers for the first instruction of a vCPU.
+pub(crate) fn regs(entry: Entry, vcpu: u32) -> kvm_regs {
+    let page = vcpu_gpa(vcpu);
+    kvm_regs {
+        rip: address_of(entry),
+        rsp: page + std::mem::offset_of!(VcpuPage, user_stack_top) as u64,
+        rflags: RFLAGS,
+        r15: page,
+        r14: APIC_GVA,
+        ..Default::default()
+    }
+}
+
+/// System registers for ring 3 of long mode, changed from what KVM starts with.
+pub(crate) fn sregs(initial: kvm_sregs, vcpu: u32) -> kvm_sregs {
+    let data = segment(USER_DATA, 0x3, 0);
+    kvm_sregs {
+        cs: segment(USER_CODE, 0xb, 1),
+        ds: data,
+        es: data,
+        fs: data,
+        gs: data,
+        ss: data,
+        tr: kvm_segment {
+            base: vcpu_gpa(vcpu) + std::mem::offset_of!(VcpuPage, tss) as u64,
+            limit: size_of::<crate::record::Tss>() as u32 - 1,
+            selector: TASK,
+            type_: 0xb, // a busy 64-bit TSS
+            present: 1,
+            ..Default::default()
+        },
+        gdt: kvm_bindings::kvm_dtable {
+            base: GDT_GPA,
+            limit: size_of_val(&GDT) as u16 - 1,
+            ..Default::default()
+        },
+        idt: kvm_bindings::kvm_dtable {
+            base: IDT_GPA,
+            limit: (u16::from(code::WAIT_VECTOR) + 1) * 16 - 1,
+            ..Default::default()
+        },
+        cr0: CR0_PE | CR0_MP | CR0_ET | CR0_NE | CR0_WP | CR0_PG,
+        cr3: PML4_GPA,
+        cr4: CR4_PAE,
+        efer: EFER_LME | EFER_LMA,
+        ..initial
+    }
+}
+
+/// A flat segment of ring 3; `long` is 1 for 64-bit code.
+fn segment(selector: u16, type_: u8, long: u8) -> kvm_segment {
+    debug_assert!(selector & 3 == 3 && selector != KERNEL_DATA);
+    kvm_segment {
+        base: 0,
+        limit: u32::MAX,
+        selector,
+        type_,
+        present: 1,
+        dpl: 3,
+        db: 1 - long,
+        s: 1,
+        l: long,
+        g: 1,
+        ..Default::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gates_split_the_address_as_the_processor_wants_it() {
+        let [low, high] = interrupt_gate(0x1122_3344_5566_7788, 3);
+        assert_eq!(high, 0x1122_3344);
+        assert_eq!(low, 0x5566_ee00_0008_7788);
+    }
+
+    #[test]
+    fn the_code_fits_and_begins_with_spin() {
+        assert!((1..=PAGE_SIZE).contains(&code::code().len()));
+        assert_eq!(Entry::Spin.offset(), 0);
+        assert!(Entry::OnWait.offset() < code::code().len());
+    }
+}

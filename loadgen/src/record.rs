@@ -1,0 +1,224 @@
+//! The page each vCPU shares with the parent: what the guest counts, what it is told, its steal time, TSS
+//! and stacks. The one definition that both Rust and the guest's assembly (code.rs) use.
+
+use std::fmt;
+use std::io;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+
+/// Size of a page, and of everything that is mapped for one vCPU.
+pub(crate) const PAGE_SIZE: usize = 4096;
+
+/// Space for what guest code pushes in ring 3: return addresses, a few bytes.
+const USER_STACK_SIZE: usize = 256;
+
+/// One vCPU's page. The guest writes the counters; the parent reads them while it runs, and after it died.
+#[repr(C, align(4096))]
+pub(crate) struct VcpuPage {
+    /// Where KVM writes how long this vCPU has waited for a CPU.
+    pub(crate) steal_time: StealTime,
+
+    /// Set by the parent: leave as soon as you see this.
+    pub(crate) stop: AtomicU32,
+
+    /// Rounds of the workload's loop.
+    pub(crate) iterations: AtomicU64,
+    /// Timer interrupts handled.
+    pub(crate) ticks: AtomicU64,
+    /// Timer periods that passed without an interrupt of their own: KVM lets a late tick stand for several.
+    pub(crate) ticks_missed: AtomicU64,
+    /// The latest a tick came, in TSC cycles.
+    pub(crate) latest_tick_tsc: AtomicU64,
+    /// HLT instructions executed.
+    pub(crate) hlts: AtomicU64,
+    /// `steal_time.steal` as the guest last read it, in nanoseconds.
+    pub(crate) steal_ns: AtomicU64,
+
+    /// Timer period in cycles of the APIC bus, which KVM runs at 1 GHz: nanoseconds.
+    pub(crate) period_ns: AtomicU32,
+    /// Cycles of the guest's TSC in a millisecond; 0 until the guest knows.
+    pub(crate) tsc_khz: AtomicU32,
+    /// TSC cycles from one tick to the next.
+    pub(crate) period_tsc: AtomicU64,
+    /// How far apart the ticks are *expected*, in TSC cycles: a little more than `period_tsc` (see code.rs).
+    pub(crate) grid_tsc: AtomicU64,
+    /// TSC cycles to burn in each period.
+    pub(crate) burn_tsc: AtomicU64,
+    /// TSC cycles in a nanosecond, as a 32.32 fixed-point number.
+    pub(crate) tsc_per_ns: AtomicU64,
+
+    /// The guest's process; on the page of vCPU 0 only.
+    pub(crate) pid: AtomicU32,
+    /// The vCPU's thread.
+    pub(crate) tid: AtomicU32,
+    /// What went wrong: a [`Failure`] in two parts.
+    failure_step: AtomicU32,
+    failure_detail: AtomicU64,
+
+    /// The task state segment, for the stack pointer of ring 0.
+    pub(crate) tss: Tss,
+
+    user_stack: [u64; USER_STACK_SIZE / 8],
+    /// First byte above the ring-3 stack, then the interrupt stack up to the end of the page.
+    pub(crate) user_stack_top: [u64; 0],
+}
+
+const _: () = assert!(size_of::<VcpuPage>() == PAGE_SIZE);
+
+/// `struct kvm_steal_time` of arch/x86/include/uapi/asm/kvm_para.h.
+#[repr(C, align(64))]
+pub(crate) struct StealTime {
+    /// Nanoseconds this vCPU's thread was runnable but did not run, as KVM took them from `run_delay`.
+    pub(crate) steal: AtomicU64,
+    version: AtomicU32,
+    flags: AtomicU32,
+    preempted: AtomicU32,
+    pad: [AtomicU32; 11],
+}
+
+const _: () = assert!(size_of::<StealTime>() == 64);
+
+/// The 64-bit task state segment; only RSP0 is ever used.
+#[repr(C)]
+pub(crate) struct Tss {
+    reserved: AtomicU32,
+    /// RSP0 in two halves: the processor has it at offset 4.
+    pub(crate) rsp0: [AtomicU32; 2],
+    rest: [AtomicU32; 23],
+}
+
+const _: () = assert!(size_of::<Tss>() == 104);
+
+impl VcpuPage {
+    /// Says what went wrong. The first failure is kept: what follows is a consequence of it.
+    pub(crate) fn fail(&self, failure: Failure) {
+        if self.failure_step.load(Relaxed) == 0 {
+            self.failure_detail.store(failure.detail, Relaxed);
+            self.failure_step.store(failure.step as u32, Relaxed);
+        }
+    }
+
+    /// What went wrong, if anything did.
+    pub(crate) fn failure(&self) -> Option<Failure> {
+        let step = Step::from_code(self.failure_step.load(Relaxed))?;
+        let detail = self.failure_detail.load(Relaxed);
+        Some(Failure { step, detail })
+    }
+
+    /// The latest a tick came, in nanoseconds.
+    pub(crate) fn latest_tick_ns(&self) -> u64 {
+        let khz = u128::from(self.tsc_khz.load(Relaxed)).max(1);
+        let ns = u128::from(self.latest_tick_tsc.load(Relaxed)) * 1_000_000 / khz;
+        u64::try_from(ns).unwrap_or(u64::MAX)
+    }
+}
+
+/// Declares [`Step`] and what each step is called in a sentence.
+macro_rules! steps {
+    ($($(#[$doc:meta])* $step:ident = $code:literal $text:literal,)*) => {
+        /// What a guest was doing when it failed.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub(crate) enum Step { $($(#[$doc])* $step = $code,)* }
+
+        impl Step {
+            fn from_code(code: u32) -> Option<Self> {
+                match code {
+                    $($code => Some(Self::$step),)*
+                    _ => None,
+                }
+            }
+
+            fn text(self) -> &'static str {
+                match self { $(Self::$step => $text,)* }
+            }
+        }
+    };
+}
+
+steps! {
+    JoinCgroup = 1 "join the cgroup",
+    Detach = 2 "close inherited files",
+    CreateVm = 3 "KVM_CREATE_VM",
+    CreateIrqchip = 4 "KVM_CREATE_IRQCHIP",
+    SetTssAddress = 5 "KVM_SET_TSS_ADDR",
+    MapMemory = 6 "map guest memory",
+    SetMemory = 7 "KVM_SET_USER_MEMORY_REGION",
+    CreateVcpu = 8 "KVM_CREATE_VCPU",
+    SetRegisters = 9 "KVM_SET_SREGS",
+    SetState = 10 "KVM_SET_MP_STATE",
+    EnableSteal = 11 "KVM_SET_MSRS",
+    GetTsc = 12 "KVM_GET_TSC_KHZ",
+    StartThread = 13 "start a vCPU thread",
+    Run = 14 "KVM_RUN",
+    /// KVM_RUN came back with an exit reason that no guest of ours should cause: the detail is the reason.
+    Exit = 15 "KVM_RUN",
+    Panic = 16 "panic",
+}
+
+/// Why a guest ended before it was told to. It crosses from process to process as two numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Failure {
+    step: Step,
+    /// An errno, or for [`Step::Exit`] a KVM exit reason.
+    detail: u64,
+}
+
+impl Failure {
+    /// A system call that failed.
+    pub(crate) fn errno(step: Step, errno: i32) -> Self {
+        let detail = u64::from(errno.unsigned_abs());
+        Self { step, detail }
+    }
+
+    /// An exit that should not happen: `reason` is one of KVM_EXIT_*.
+    pub(crate) fn exit(reason: u32) -> Self {
+        let detail = u64::from(reason);
+        Self {
+            step: Step::Exit,
+            detail,
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.step == Step::Exit {
+            return match self.detail {
+                8 => f.write_str("KVM_EXIT_SHUTDOWN (triple fault)"),
+                9 => f.write_str("KVM_EXIT_FAIL_ENTRY"),
+                17 => f.write_str("KVM_EXIT_INTERNAL_ERROR"),
+                reason => write!(f, "unexpected KVM exit reason {reason}"),
+            };
+        }
+        let errno = i32::try_from(self.detail).unwrap_or_default();
+        let cause = io::Error::from_raw_os_error(errno);
+        write!(f, "failed to {}: {cause}", self.step.text())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failures_read_as_sentences() {
+        let failure = Failure::errno(Step::CreateVm, libc::ENOMEM);
+        let text = failure.to_string();
+        assert!(
+            text.starts_with("failed to KVM_CREATE_VM: Cannot allocate memory"),
+            "{text}"
+        );
+        let text = Failure::exit(8).to_string();
+        assert_eq!(text, "KVM_EXIT_SHUTDOWN (triple fault)");
+    }
+
+    #[test]
+    fn the_first_failure_is_kept() {
+        // SAFETY: a page of zeroes is a valid record: it has only integers.
+        let page: VcpuPage = unsafe { std::mem::zeroed() };
+        assert_eq!(page.failure(), None);
+        let first = Failure::exit(17);
+        page.fail(first);
+        page.fail(Failure::errno(Step::Run, libc::EFAULT));
+        assert_eq!(page.failure(), Some(first));
+    }
+}

@@ -1,0 +1,320 @@
+//! `loadgen run`: creates guests, lets them run, and writes down what they did.
+
+use std::io::{self, Write as _};
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, anyhow};
+use common::session::Stop;
+use indicatif::{ProgressBar, ProgressStyle};
+use loadgen::{Fleet, Spec, Stopped, TruthFile, Workload};
+use serde::Serialize;
+
+use crate::signals::HeldBack;
+
+/// How often to look whether guests are still there and anybody is still reading.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// Runs guests for a time, or until SIGINT, SIGTERM or SIGHUP
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Number of guests
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    vms: u32,
+    /// vCPUs of each guest
+    #[arg(long, value_name = "N", default_value_t = 1,
+          value_parser = clap::value_parser!(u32).range(1..=i64::from(Spec::MAX_VCPUS)))]
+    vcpus: u32,
+    /// Memory of each guest: bytes, or a number with K, M or G; none of it exists before it is touched
+    #[arg(long, value_name = "SIZE", default_value = "2M", value_parser = size)]
+    memory: u64,
+    /// What the guests do: spin, idle, idle=HZ or duty=PCT
+    #[arg(long, value_name = "WORKLOAD", default_value = "spin")]
+    workload: Workload,
+    /// Stop after this many seconds
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    duration: Option<Duration>,
+    /// Write what each vCPU did to this file, as JSON lines
+    #[arg(long, value_name = "FILE")]
+    truth: Option<PathBuf>,
+    /// Print nothing but a summary at the end, as one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// What all guests did together.
+#[derive(Serialize)]
+struct Summary {
+    vms: u32,
+    vcpus: u32,
+    workload: String,
+    create_s: f64,
+    create_per_s: f64,
+    run_s: f64,
+    stop_s: f64,
+    iterations: u64,
+    ticks: u64,
+    ticks_missed: u64,
+    latest_tick_ns: u64,
+    steal_ns: Option<u64>,
+    killed: u32,
+    failed: usize,
+}
+
+pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+    let truth = args.truth.as_deref().map(TruthFile::check).transpose()?;
+    let held_back = HeldBack::new()?;
+    let mut fleet = create(args, &held_back)?;
+    // The guests are forked: now there may be threads, and signals.
+    let stop = Stop::install()?;
+    drop(held_back);
+    if let Some(warning) = fleet.warning() {
+        eprintln!("loadgen: warning: {warning}");
+    }
+
+    let start = Instant::now();
+    fleet.start();
+    let mut printed = match args.json {
+        true => Ok(()),
+        false => print(&started(&fleet)),
+    };
+    if printed.is_ok() {
+        wait(
+            &mut fleet,
+            &stop,
+            args.duration.map(|duration| start + duration),
+        );
+    }
+    let ran = start.elapsed();
+    let stopped = fleet.stop();
+    let failures = fleet.failures().to_vec();
+    let summary = Summary::new(&fleet, args.workload, ran, stopped, failures.len());
+    // Whatever else goes wrong: the truth is written, and nothing is left behind.
+    let written = truth.map_or(Ok(()), |file| file.write(fleet.truth()));
+    let finished = fleet.finish();
+    if printed.is_ok() {
+        printed = print(&match args.json {
+            true => serde_json::to_string(&summary).context("failed to write the summary")?,
+            false => summary.to_string(),
+        });
+    }
+    written.and(finished)?;
+    match failures.as_slice() {
+        [] => {}
+        [one] => return Err(anyhow!("guest failed: {one}")),
+        [first, others @ ..] => {
+            return Err(anyhow!("guest failed: {first} (and {} more)", others.len()));
+        }
+    }
+    printed.map(|()| ExitCode::SUCCESS)
+}
+
+/// Creates the fleet, with a progress bar on a terminal; a signal ends the creation early.
+fn create(args: &Args, held_back: &HeldBack) -> Result<Fleet> {
+    let spec = Spec {
+        vms: args.vms,
+        vcpus: args.vcpus,
+        memory_bytes: args.memory,
+        workload: args.workload,
+    };
+    // Draws on standard error, and only if that is a terminal. No ticker: that would be a thread.
+    let bar = ProgressBar::new(args.vms.into());
+    if let Ok(style) = ProgressStyle::with_template("{bar:40} {pos}/{len} guests ({per_sec})") {
+        bar.set_style(style);
+    }
+    let fleet = Fleet::create(&spec, |created| {
+        bar.set_position(created.into());
+        match held_back.pending() {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        }
+    });
+    bar.finish_and_clear();
+    fleet
+}
+
+/// Waits for the end of the run: its time is over, a signal came, a guest failed, or nobody reads any more.
+fn wait(fleet: &mut Fleet, stop: &Stop, end: Option<Instant>) {
+    loop {
+        let look = Instant::now() + LOOK;
+        let until = end.map_or(look, |end| look.min(end));
+        let over = stop.wait_until(Some(until)) || end.is_some_and(|end| Instant::now() >= end);
+        if over || !fleet.failures().is_empty() || stdout_is_closed() {
+            return;
+        }
+    }
+}
+
+/// True if standard output is a pipe that nobody can read from any more.
+fn stdout_is_closed() -> bool {
+    let mut stdout = libc::pollfd {
+        fd: libc::STDOUT_FILENO,
+        events: 0,
+        revents: 0,
+    };
+    // SAFETY: `stdout` is one valid entry, and the timeout is 0.
+    let ready = unsafe { libc::poll(&raw mut stdout, 1, 0) };
+    ready > 0 && stdout.revents & libc::POLLERR != 0
+}
+
+/// A line to standard output, at once.
+fn print(line: &str) -> Result<()> {
+    let mut stdout = io::stdout().lock();
+    writeln!(stdout, "{line}")
+        .and_then(|()| stdout.flush())
+        .context("failed to write to standard output")
+}
+
+/// The line that says that guests are running.
+fn started(fleet: &Fleet) -> String {
+    let seconds = fleet.creation().as_secs_f64();
+    format!(
+        "{} ({}) running: created in {seconds:.3} s ({:.0}/s)",
+        count(fleet.vms().into(), "guest"),
+        count(fleet.vcpus().into(), "vCPU"),
+        per_second(fleet.vms(), seconds)
+    )
+}
+
+impl Summary {
+    fn new(
+        fleet: &Fleet,
+        workload: Workload,
+        ran: Duration,
+        stopped: Stopped,
+        failed: usize,
+    ) -> Self {
+        let create_s = fleet.creation().as_secs_f64();
+        let mut summary = Self {
+            vms: fleet.vms(),
+            vcpus: fleet.vcpus(),
+            workload: workload.to_string(),
+            create_s,
+            create_per_s: per_second(fleet.vms(), create_s),
+            run_s: ran.as_secs_f64(),
+            stop_s: stopped.duration.as_secs_f64(),
+            iterations: 0,
+            ticks: 0,
+            ticks_missed: 0,
+            latest_tick_ns: 0,
+            steal_ns: None,
+            killed: stopped.killed,
+            failed,
+        };
+        for truth in fleet.truth() {
+            summary.iterations += truth.iterations;
+            summary.ticks += truth.ticks;
+            summary.ticks_missed += truth.ticks_missed;
+            summary.latest_tick_ns = summary.latest_tick_ns.max(truth.latest_tick_ns);
+            if let Some(steal_ns) = truth.steal_ns {
+                *summary.steal_ns.get_or_insert(0) += steal_ns;
+            }
+        }
+        summary
+    }
+}
+
+impl std::fmt::Display for Summary {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "ran {:.3} s: {}",
+            self.run_s,
+            count(self.iterations, "iteration")
+        )?;
+        if self.ticks > 0 {
+            write!(
+                f,
+                ", {} ({} missed, latest {:.3} ms)",
+                count(self.ticks, "tick"),
+                self.ticks_missed,
+                self.latest_tick_ns as f64 / 1e6
+            )?;
+        }
+        match self.steal_ns {
+            Some(steal_ns) => write!(f, ", {:.3} s stolen", steal_ns as f64 / 1e9)?,
+            None => f.write_str(", steal time not known to KVM")?,
+        }
+        write!(f, "; gone in {:.3} s", self.stop_s)?;
+        if self.killed > 0 {
+            write!(f, " ({} did not leave and were killed)", self.killed)?;
+        }
+        Ok(())
+    }
+}
+
+fn per_second(number: u32, seconds: f64) -> f64 {
+    f64::from(number) / seconds.max(1e-9)
+}
+
+/// `1 guest`, `2 guests`.
+fn count(number: u64, noun: &str) -> String {
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{number} {noun}{plural}")
+}
+
+/// Seconds, with or without a fraction.
+fn seconds(text: &str) -> Result<Duration, String> {
+    text.parse()
+        .ok()
+        .filter(|seconds| *seconds > 0.0)
+        .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
+        .filter(|duration| Instant::now().checked_add(*duration).is_some())
+        .ok_or_else(|| "it is not a number of seconds above 0".to_owned())
+}
+
+/// Bytes, with or without a unit.
+fn size(text: &str) -> Result<u64, String> {
+    let (number, unit) = match text.char_indices().last() {
+        Some((at, 'K' | 'k')) => (&text[..at], 1 << 10),
+        Some((at, 'M' | 'm')) => (&text[..at], 1 << 20),
+        Some((at, 'G' | 'g')) => (&text[..at], 1 << 30),
+        _ => (text, 1),
+    };
+    let number: u64 = number
+        .parse()
+        .map_err(|_| "it is not a number with K, M or G".to_owned())?;
+    match number.checked_mul(unit) {
+        Some(bytes) if bytes > 0 && bytes % 4096 == 0 && bytes <= Spec::MAX_MEMORY => Ok(bytes),
+        _ => {
+            let most = Spec::MAX_MEMORY >> 30;
+            Err(format!("it is not a multiple of 4K from 4K to {most}G"))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_have_units() {
+        assert_eq!(size("2M"), Ok(2 << 20));
+        assert_eq!(size("60g"), Ok(60 << 30));
+        assert_eq!(size("4096"), Ok(4096));
+        for text in [
+            "",
+            "M",
+            "0",
+            "4095",
+            "1.5M",
+            "-4K",
+            "61G",
+            "99999999999G",
+            "2MB",
+            "ä",
+        ] {
+            assert!(size(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn durations_may_have_fractions() {
+        assert_eq!(seconds("0.25"), Ok(Duration::from_millis(250)));
+        for text in ["", "0", "-1", "nan", "inf", "1e30", "5s"] {
+            assert!(seconds(text).is_err(), "{text}");
+        }
+    }
+}

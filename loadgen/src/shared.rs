@@ -1,0 +1,151 @@
+//! The memory that parent and guests share: a page of control, the image, and every vCPU's page. One anonymous
+//! mapping made before forking: what a guest has counted is there however it ended.
+
+use std::io;
+use std::ptr::{self, NonNull};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use crate::image::{self, IMAGE_SIZE};
+use crate::record::{PAGE_SIZE, VcpuPage};
+
+/// What the guests wait for; as long as there is none, its place holds 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub(crate) enum Order {
+    /// Start.
+    Run = 1,
+    /// Leave without having started.
+    Leave = 2,
+}
+
+/// What concerns all guests.
+#[repr(C)]
+pub(crate) struct Control {
+    /// An [`Order`]; a futex.
+    order: AtomicU32,
+    /// vCPUs that are created and wait for the order, and guests that failed; a futex.
+    settled: AtomicU32,
+}
+
+/// The mapping. It is inherited by every guest, which never unmaps it.
+pub(crate) struct Shared {
+    memory: NonNull<u8>,
+    size: usize,
+}
+
+// SAFETY: what the mapping gives out are references to atomics, and the image, which is not written after `new`.
+unsafe impl Sync for Shared {}
+
+impl Shared {
+    /// Maps memory for `pages` vCPUs; what is never touched costs nothing.
+    pub(crate) fn new(pages: usize) -> io::Result<Self> {
+        let size = PAGE_SIZE + IMAGE_SIZE + pages * PAGE_SIZE;
+        let memory = map(
+            size,
+            libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+        )?;
+        let shared = Self { memory, size };
+        // SAFETY: these pages have just been mapped, and only this process knows them.
+        unsafe { image::write(shared.image()) };
+        Ok(shared)
+    }
+
+    /// What concerns all guests.
+    pub(crate) fn control(&self) -> &Control {
+        // SAFETY: the first page is big enough, aligned and zeroed, and `Control` has only atomics.
+        unsafe { self.memory.cast().as_ref() }
+    }
+
+    /// The image: [`IMAGE_SIZE`] bytes.
+    pub(crate) fn image(&self) -> *mut u8 {
+        // SAFETY: the image is inside the mapping.
+        unsafe { self.memory.as_ptr().add(PAGE_SIZE) }
+    }
+
+    /// The page of a vCPU; those of one guest are adjacent.
+    pub(crate) fn page(&self, index: usize) -> &VcpuPage {
+        let offset = PAGE_SIZE + IMAGE_SIZE + index * PAGE_SIZE;
+        assert!(offset < self.size, "vCPU index out of range");
+        // SAFETY: inside the mapping as just asserted, aligned, zeroed at first; it has only atomics.
+        unsafe { self.memory.add(offset).cast().as_ref() }
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        // SAFETY: this is the mapping made in `new`; references to it cannot outlive self.
+        unsafe { libc::munmap(self.memory.as_ptr().cast(), self.size) };
+    }
+}
+
+/// A new mapping, readable and writable.
+pub(crate) fn map(size: usize, flags: i32) -> io::Result<NonNull<u8>> {
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    // SAFETY: a new mapping where the kernel likes changes no memory that is in use.
+    let memory = unsafe { libc::mmap(ptr::null_mut(), size, protection, flags, -1, 0) };
+    if memory == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    NonNull::new(memory.cast()).ok_or_else(io::Error::last_os_error)
+}
+
+impl Control {
+    /// The parent: tells all guests to run or to leave.
+    pub(crate) fn give(&self, order: Order) {
+        self.order.store(order as u32, Ordering::Release);
+        futex_wake(&self.order);
+    }
+
+    /// A vCPU: waits until it is told to run or to leave.
+    pub(crate) fn wait_for_order(&self) -> Order {
+        loop {
+            match self.order.load(Ordering::Acquire) {
+                run if run == Order::Run as u32 => return Order::Run,
+                leave if leave == Order::Leave as u32 => return Order::Leave,
+                waiting => futex_wait(&self.order, waiting, None),
+            }
+        }
+    }
+
+    /// A vCPU is ready; the last of `all` wakes the parent.
+    pub(crate) fn settle(&self, all: u32) {
+        if self.settled.fetch_add(1, Ordering::AcqRel) + 1 == all {
+            futex_wake(&self.settled);
+        }
+    }
+
+    /// The parent: how many are ready. Waits up to `timeout` if it is fewer than `all`.
+    pub(crate) fn wait_until_settled(&self, all: u32, timeout: Duration) -> bool {
+        let settled = self.settled.load(Ordering::Acquire);
+        if settled < all {
+            futex_wait(&self.settled, settled, Some(timeout));
+        }
+        self.settled.load(Ordering::Acquire) >= all
+    }
+}
+
+/// Sleeps while the word is `expected`; may return for no reason at all.
+fn futex_wait(word: &AtomicU32, expected: u32, timeout: Option<Duration>) {
+    let timeout = timeout.map(|t| libc::timespec {
+        tv_sec: t.as_secs().cast_signed(),
+        tv_nsec: t.subsec_nanos().into(),
+    });
+    let timeout = timeout.as_ref().map_or(ptr::null(), ptr::from_ref);
+    // SAFETY: the word is in shared memory that stays mapped; the timeout is null or valid.
+    unsafe {
+        libc::syscall(
+            libc::SYS_futex,
+            word.as_ptr(),
+            libc::FUTEX_WAIT,
+            expected,
+            timeout,
+        )
+    };
+}
+
+/// Wakes everybody who sleeps on the word, in whichever process.
+fn futex_wake(word: &AtomicU32) {
+    // SAFETY: the word is in shared memory that stays mapped.
+    unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAKE, i32::MAX) };
+}

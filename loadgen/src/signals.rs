@@ -1,0 +1,59 @@
+//! Signals held back while guests are forked: whoever is forked then does not die of them, and the parent
+//! finds them pending.
+
+use std::mem::MaybeUninit;
+
+use anyhow::{Result, bail};
+
+const SIGNALS: [i32; 3] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP];
+
+/// While this exists the signals that end a run are pending, not delivered.
+pub(crate) struct HeldBack {
+    before: libc::sigset_t,
+}
+
+impl HeldBack {
+    /// From here on.
+    pub(crate) fn new() -> Result<Self> {
+        let (mut ours, mut before) = (MaybeUninit::uninit(), MaybeUninit::uninit());
+        // SAFETY: sigemptyset initialises the set that the next calls use.
+        let failed = unsafe {
+            libc::sigemptyset(ours.as_mut_ptr());
+            for signal in SIGNALS {
+                libc::sigaddset(ours.as_mut_ptr(), signal);
+            }
+            libc::pthread_sigmask(libc::SIG_BLOCK, ours.as_ptr(), before.as_mut_ptr())
+        };
+        if failed != 0 {
+            bail!("failed to block signals");
+        }
+        // SAFETY: pthread_sigmask has succeeded and filled it in.
+        let before = unsafe { before.assume_init() };
+        Ok(Self { before })
+    }
+
+    /// True if one of them has come in the meantime.
+    pub(crate) fn pending(&self) -> bool {
+        let mut pending = MaybeUninit::uninit();
+        // SAFETY: sigpending initialises the set that sigismember reads.
+        unsafe {
+            libc::sigpending(pending.as_mut_ptr()) == 0
+                && SIGNALS
+                    .iter()
+                    .any(|signal| libc::sigismember(pending.as_ptr(), *signal) == 1)
+        }
+    }
+}
+
+impl Drop for HeldBack {
+    fn drop(&mut self) {
+        // SAFETY: the set is the one that pthread_sigmask returned.
+        unsafe {
+            libc::pthread_sigmask(
+                libc::SIG_SETMASK,
+                &raw const self.before,
+                std::ptr::null_mut(),
+            )
+        };
+    }
+}

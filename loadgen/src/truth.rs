@@ -1,0 +1,157 @@
+//! What the guests did, as they counted it: one record per vCPU, and the file of them.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering::Relaxed;
+
+use anyhow::{Context as _, Result};
+use common::session::usage;
+use serde::Serialize;
+
+use crate::guest;
+use crate::process;
+use crate::record::VcpuPage;
+use crate::workload::Workload;
+
+/// What one vCPU did. The field names are those of the file.
+#[derive(Clone, Debug, Serialize)]
+pub struct Truth {
+    /// Name of the guest: `loadgen-0001` and so on.
+    pub vm: String,
+    /// Process of the guest.
+    pub pid: u32,
+    /// Thread of the vCPU.
+    pub tid: u32,
+    /// Number of the vCPU, from 0: what the kernel calls vcpu_id.
+    pub vcpu: u32,
+    /// What it was to do.
+    #[serde(serialize_with = "as_text")]
+    pub workload: Workload,
+    /// Rounds of the workload's loop: of spinning, or timer periods.
+    pub iterations: u64,
+    /// Timer interrupts it handled.
+    pub ticks: u64,
+    /// Timer periods that had no interrupt of their own, because an earlier tick came so late that it stood for
+    /// several.
+    pub ticks_missed: u64,
+    /// How late the latest tick came, in nanoseconds; at most 61 ppm of the run's length too small.
+    pub latest_tick_ns: u64,
+    /// Exits the guest caused, by kind.
+    pub exits: BTreeMap<&'static str, u64>,
+    /// Steal time as the guest read it from MSR_KVM_STEAL_TIME, in nanoseconds; none if KVM has no steal time.
+    pub steal_ns: Option<u64>,
+    /// What went wrong, if the guest ended without being told to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub failure: Option<String>,
+}
+
+impl Truth {
+    pub(crate) fn read(
+        page: &VcpuPage,
+        vm: u32,
+        vcpu: u32,
+        pid: u32,
+        workload: Workload,
+        steal: bool,
+    ) -> Self {
+        Self {
+            vm: guest::name(vm),
+            pid,
+            tid: page.tid.load(Relaxed),
+            vcpu,
+            workload,
+            iterations: page.iterations.load(Relaxed),
+            ticks: page.ticks.load(Relaxed),
+            ticks_missed: page.ticks_missed.load(Relaxed),
+            latest_tick_ns: page.latest_tick_ns(),
+            exits: BTreeMap::from([("hlt", page.hlts.load(Relaxed))]),
+            steal_ns: steal.then(|| page.steal_ns.load(Relaxed)),
+            failure: page.failure().map(|failure| failure.to_string()),
+        }
+    }
+}
+
+fn as_text<S: serde::Serializer>(workload: &Workload, to: S) -> Result<S::Ok, S::Error> {
+    to.collect_str(workload)
+}
+
+/// Where the truth will be written: JSON lines, complete or not there at all.
+#[derive(Debug)]
+pub struct TruthFile {
+    path: PathBuf,
+    temporary: PathBuf,
+}
+
+impl TruthFile {
+    /// Makes sure, before anything else is done, that a file can be written there. Leaves nothing behind.
+    pub fn check(path: &Path) -> Result<Self> {
+        let refuse = |why: &str| {
+            usage(format!(
+                "cannot write the truth to `{}`: {why}",
+                path.display()
+            ))
+        };
+        // The file that a symbolic link stands for is replaced, not the link.
+        let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+        match fs::metadata(&path) {
+            Ok(meta) if !meta.is_file() => return Err(refuse("it is not a regular file")),
+            _ => {}
+        }
+        let name = path.file_name().ok_or_else(|| refuse("it names no file"))?;
+        let mut temporary = OsString::from(".");
+        temporary.push(name);
+        temporary.push(format!(".{}", process::pid()));
+        let temporary = path.with_file_name(temporary);
+        let created = File::create_new(&temporary).and_then(|_| fs::remove_file(&temporary));
+        created.map_err(|e| refuse(&e.to_string()))?;
+        Ok(Self { path, temporary })
+    }
+
+    /// Writes one line for each vCPU.
+    pub fn write(&self, truth: impl Iterator<Item = Truth>) -> Result<()> {
+        let written = self.try_write(truth);
+        if written.is_err() {
+            _ = fs::remove_file(&self.temporary);
+        }
+        written.with_context(|| format!("failed to write `{}`", self.path.display()))
+    }
+
+    fn try_write(&self, truth: impl Iterator<Item = Truth>) -> io::Result<()> {
+        let mut file = BufWriter::new(File::create(&self.temporary)?);
+        for line in truth {
+            serde_json::to_writer(&mut file, &line)?;
+            file.write_all(b"\n")?;
+        }
+        file.into_inner()?.sync_data()?;
+        fs::rename(&self.temporary, &self.path)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_has_the_names_that_were_promised() {
+        // SAFETY: a page of zeroes is a valid record: it has only integers.
+        let page: VcpuPage = unsafe { std::mem::zeroed() };
+        page.iterations.store(23, Relaxed);
+        page.tid.store(102, Relaxed);
+        let truth = Truth::read(&page, 0, 1, 101, Workload::Duty { percent: 30 }, false);
+        let line = serde_json::to_string(&truth).expect("JSON");
+        assert_eq!(
+            line,
+            r#"{"vm":"loadgen-0001","pid":101,"tid":102,"vcpu":1,"workload":"duty=30","iterations":23,"ticks":0,"ticks_missed":0,"latest_tick_ns":0,"exits":{"hlt":0},"steal_ns":null}"#
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_written_is_refused_at_once() {
+        for path in ["/", "/dev/null", "/nonexistent/truth", "/proc/truth", ".."] {
+            assert!(TruthFile::check(Path::new(path)).is_err(), "{path}");
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! What a guest does: the workloads by name, and what each needs from the virtual machine.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+/// How often an `idle` guest ticks if nothing else is asked for.
+const IDLE_DEFAULT_HZ: u32 = 100;
+/// KVM keeps a guest's periodic timer from firing more often than every 200 µs
+/// (`kvm.min_timer_period_us`): at a higher rate the ticks would not be what was asked for.
+const IDLE_MAX_HZ: u32 = 5_000;
+/// The period in which a `duty` guest burns its share.
+const DUTY_PERIOD: Duration = Duration::from_millis(10);
+
+/// What every vCPU of a guest does until it is stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Workload {
+    /// Burns CPU in ring 3 of long mode and never leaves guest mode of its own accord.
+    Spin,
+    /// Halts; a periodic timer wakes it.
+    Idle {
+        /// Ticks a second.
+        hz: u32,
+    },
+    /// Burns a share of each 10 ms period, then halts until its timer.
+    Duty {
+        /// CPU time, in per cent of the period.
+        percent: u32,
+    },
+}
+
+/// The periodic timer of a workload that has one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Timer {
+    /// From tick to tick.
+    pub(crate) period: Duration,
+    /// CPU time to burn in each period, before halting.
+    pub(crate) burn: Duration,
+}
+
+impl Workload {
+    /// The timer this workload runs by; a guest without one needs no interrupt controller either.
+    pub(crate) fn timer(self) -> Option<Timer> {
+        match self {
+            Self::Spin => None,
+            Self::Idle { hz } => Some(Timer {
+                period: Duration::from_secs(1) / hz,
+                burn: Duration::ZERO,
+            }),
+            Self::Duty { percent } => Some(Timer {
+                period: DUTY_PERIOD,
+                burn: DUTY_PERIOD * percent / 100,
+            }),
+        }
+    }
+}
+
+impl fmt::Display for Workload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Spin => f.write_str("spin"),
+            Self::Idle { hz } => write!(f, "idle={hz}"),
+            Self::Duty { percent } => write!(f, "duty={percent}"),
+        }
+    }
+}
+
+impl FromStr for Workload {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (name, value) = match text.split_once('=') {
+            Some((name, value)) => (name, Some(value)),
+            None => (text, None),
+        };
+        match (name, value) {
+            ("spin", None) => Ok(Self::Spin),
+            ("idle", None) => Ok(Self::Idle {
+                hz: IDLE_DEFAULT_HZ,
+            }),
+            ("idle", Some(hz)) => Ok(Self::Idle {
+                hz: within(hz, 1, IDLE_MAX_HZ, "HZ")?,
+            }),
+            ("duty", Some(percent)) => Ok(Self::Duty {
+                percent: within(percent, 1, 100, "PCT")?,
+            }),
+            _ => Err("it is none of spin, idle, idle=HZ, duty=PCT".to_owned()),
+        }
+    }
+}
+
+/// A whole number in a range, or the sentence that says so.
+fn within(text: &str, min: u32, max: u32, name: &str) -> Result<u32, String> {
+    match text.parse() {
+        Ok(number) if (min..=max).contains(&number) => Ok(number),
+        _ => Err(format!("{name} is a whole number from {min} to {max}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_workload_reads_back_as_it_is_written() {
+        for text in ["spin", "idle=1", "idle=5000", "duty=1", "duty=100"] {
+            let workload: Workload = text.parse().expect(text);
+            assert_eq!(workload.to_string(), text);
+        }
+        assert_eq!("idle".parse(), Ok(Workload::Idle { hz: 100 }));
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused() {
+        for text in [
+            "",
+            "spun",
+            "spin=1",
+            "idle=0",
+            "idle=5001",
+            "idle=x",
+            "idle=-1",
+            "duty",
+            "duty=0",
+            "duty=101",
+            "duty=",
+            "duty=30%",
+        ] {
+            assert!(text.parse::<Workload>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn only_timed_workloads_have_a_timer() {
+        assert_eq!(Workload::Spin.timer(), None);
+        let duty = Workload::Duty { percent: 30 }.timer().expect("a timer");
+        assert_eq!(duty.burn, Duration::from_millis(3));
+        let idle = Workload::Idle { hz: 1_000 }.timer().expect("a timer");
+        assert_eq!(idle.period, Duration::from_millis(1));
+        assert_eq!(idle.burn, Duration::ZERO);
+    }
+}
