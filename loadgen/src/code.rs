@@ -13,8 +13,9 @@ use crate::record::VcpuPage;
 
 /// The vector of the timer interrupt.
 pub(crate) const TICK_VECTOR: u8 = 0x20;
-/// The software interrupt by which ring 3 asks to halt until the next tick.
-pub(crate) const WAIT_VECTOR: u8 = 0x21;
+/// The exception of INT3, by which ring 3 asks to halt until the next tick. INT with another vector would be
+/// the obvious way, but PVM turns that into a fault.
+pub(crate) const WAIT_VECTOR: u8 = 3;
 /// A write to this port says: I have seen the stop flag, do not run me again.
 pub(crate) const STOP_PORT: u16 = 0xf4;
 
@@ -102,7 +103,7 @@ global_asm!(
     "   mov [r15 + {STEAL_NS}], rax",
     "   cmp dword ptr [r15 + {STOP}], 0",
     "   jne 3b",
-    "   int {WAIT_VECTOR}", // returns at once if burning overran the tick
+    "   int3", // returns at once if burning overran the tick
     "   mov r12, [r15 + {TICKS}]",
     "   call 7f",
     "   jmp 4b",
@@ -162,7 +163,6 @@ global_asm!(
 
     SPINS = const SPINS,
     STOP_PORT = const STOP_PORT,
-    WAIT_VECTOR = const WAIT_VECTOR,
     STOP = const offset_of!(VcpuPage, stop),
     STEAL_TIME = const offset_of!(VcpuPage, steal_time.steal),
     STEAL_NS = const offset_of!(VcpuPage, steal_ns),

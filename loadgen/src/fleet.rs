@@ -91,7 +91,7 @@ impl Fleet {
         let janitor =
             Janitor::start(&cgroup).context("failed to start the `lg-janitor` process")?;
         let mut fleet = Self {
-            plan: Plan::new(&kvm, spec.vms, spec.vcpus, spec.memory_bytes, spec.workload),
+            plan: Plan::new(&kvm, spec.vms, spec.vcpus, spec.memory_bytes, spec.workload)?,
             shared: Shared::new(pages).context("failed to map the memory shared with guests")?,
             cgroup,
             janitor: Some(janitor),

@@ -7,9 +7,10 @@ use std::os::fd::{FromRawFd as _, RawFd};
 use std::sync::atomic::Ordering::Relaxed;
 use std::thread;
 
+use anyhow::{Context as _, Result};
 use kvm_bindings::{
-    KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_STEAL_TIME, KVM_MP_STATE_RUNNABLE, Msrs, kvm_enable_cap,
-    kvm_mp_state, kvm_msr_entry, kvm_userspace_memory_region,
+    CpuId, KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_STEAL_TIME, KVM_MAX_CPUID_ENTRIES, KVM_MP_STATE_RUNNABLE,
+    Msrs, kvm_enable_cap, kvm_mp_state, kvm_msr_entry, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, Kvm, VcpuExit, VcpuFd, VmFd};
 
@@ -37,6 +38,9 @@ pub(crate) struct Plan {
     /// Whether KVM reports steal time.
     pub(crate) steal: bool,
     split_irqchip: bool,
+    /// CPUID for each vCPU number, where guests need one: KVM gives a local APIC no periodic timer before it
+    /// has been told the processor's features.
+    cpuids: Vec<CpuId>,
     /// The write to MSR_KVM_STEAL_TIME for each vCPU number: the same in all guests.
     steal_msrs: Vec<Msrs>,
 }
@@ -49,7 +53,13 @@ impl Plan {
         vcpus: u32,
         memory_bytes: u64,
         workload: Workload,
-    ) -> Self {
+    ) -> Result<Self> {
+        let cpuids = match workload.timer() {
+            None => Vec::new(),
+            Some(_) => (0..vcpus)
+                .map(|vcpu| cpuid(kvm, vcpu))
+                .collect::<Result<_>>()?,
+        };
         let steal_msr = |vcpu| {
             let entry = kvm_msr_entry {
                 index: MSR_KVM_STEAL_TIME,
@@ -58,16 +68,40 @@ impl Plan {
             };
             Msrs::from_entries(&[entry]).ok()
         };
-        Self {
+        Ok(Self {
             vms,
             vcpus,
             memory_bytes,
             workload,
             steal: kvm.check_extension_raw(KVM_CAP_STEAL_TIME.into()) > 0,
             split_irqchip: kvm.check_extension(Cap::SplitIrqchip),
+            cpuids,
             steal_msrs: (0..vcpus).filter_map(steal_msr).collect(),
+        })
+    }
+}
+
+/// A few leaves of what KVM supports, with the vCPU's own APIC identifier.
+fn cpuid(kvm: &Kvm, vcpu: u32) -> Result<CpuId> {
+    const LEAVES: [u32; 7] = [
+        0x0,
+        0x1,
+        0x4000_0000, // KVM's signature and
+        0x4000_0001, // paravirtual features
+        0x8000_0000,
+        0x8000_0001, // long mode
+        0x8000_0008, // physical address bits
+    ];
+    let mut cpuid = kvm
+        .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+        .context("failed to get the CPUID leaves that KVM supports")?;
+    cpuid.retain(|leaf| LEAVES.contains(&leaf.function));
+    for leaf in cpuid.as_mut_slice() {
+        if leaf.function == 1 {
+            leaf.ebx = leaf.ebx & 0x00ff_ffff | vcpu << 24;
         }
     }
+    Ok(cpuid)
 }
 
 /// What a guest's process has been given.
@@ -198,6 +232,9 @@ impl Guest<'_> {
         if let Some(timer) = timer {
             let khz = vcpu.get_tsc_khz().map_err(of_kvm(Step::GetTsc))?;
             set_timer(page, timer, khz);
+            if let Some(cpuid) = self.plan.cpuids.get(number as usize) {
+                vcpu.set_cpuid2(cpuid).map_err(of_kvm(Step::SetCpuid))?;
+            }
             // With a local APIC all vCPUs but the first wait for a start-up interrupt, unless told otherwise.
             let state = kvm_mp_state {
                 mp_state: KVM_MP_STATE_RUNNABLE,

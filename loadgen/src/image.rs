@@ -189,7 +189,7 @@ pub(crate) fn sregs(initial: kvm_sregs, vcpu: u32) -> kvm_sregs {
         },
         idt: kvm_bindings::kvm_dtable {
             base: IDT_GPA,
-            limit: (u16::from(code::WAIT_VECTOR) + 1) * 16 - 1,
+            limit: (u16::from(code::TICK_VECTOR) + 1) * 16 - 1,
             ..Default::default()
         },
         cr0: CR0_PE | CR0_MP | CR0_ET | CR0_NE | CR0_WP | CR0_PG,

@@ -151,7 +151,7 @@ steps! {
     Run = 14 "KVM_RUN",
     /// KVM_RUN came back with an exit reason that no guest of ours should cause: the detail is the reason.
     Exit = 15 "KVM_RUN",
-    Panic = 16 "panic",
+    SetCpuid = 16 "KVM_SET_CPUID2",
 }
 
 /// Why a guest ended before it was told to. It crosses from process to process as two numbers.
