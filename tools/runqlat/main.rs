@@ -1,3 +1,180 @@
 //! runqlat: how long do runnable tasks wait for a CPU?
 
-fn main() {}
+mod report;
+mod rows;
+mod trace;
+
+use std::fs::File;
+use std::io::{BufWriter, Write as _, stdout};
+use std::mem::MaybeUninit;
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result};
+use clap::{ArgGroup, Parser, ValueEnum};
+use common::args::{CpuList, OutputArgs, TaskFilterArgs};
+use common::hist::Unit;
+use common::host;
+use common::output::{Format, HdrLog, HdrSerializer};
+use common::session::{self, EXIT_LOST, Stop, Ticker, usage};
+use common::vms::Names;
+use jiff::Timestamp;
+
+use report::{By, Report};
+use rows::Earlier;
+use trace::{Tracer, Wanted};
+
+/// How long do runnable tasks wait for a CPU?
+///
+/// Shows the distribution of run-queue latency from the kernel's own accounting: every wait that ends in the
+/// interval, whole, and the tasks that still wait at its end.
+#[derive(Parser, Debug)]
+#[command(version, allow_negative_numbers = true, group(ArgGroup::new("breakdown").args(["by", "pids", "tids", "pidnss"])))]
+struct Args {
+    #[command(flatten)]
+    output: OutputArgs,
+
+    #[command(flatten)]
+    filter: TaskFilterArgs,
+
+    /// Only waits that end on these CPUs, as in 0-3,8
+    #[arg(short = 'C', long, value_name = "LIST")]
+    cpu: Option<CpuList>,
+
+    /// Pictures in milliseconds instead of microseconds
+    #[arg(short = 'm', long)]
+    milliseconds: bool,
+
+    /// A histogram for each of these
+    #[arg(long, value_name = "WHAT")]
+    by: Option<Breakdown>,
+
+    /// A histogram per process, as --by process
+    #[arg(short = 'P', long)]
+    pids: bool,
+
+    /// A histogram per thread, as --by thread
+    #[arg(short = 'L', long)]
+    tids: bool,
+
+    /// A histogram per PID namespace, as --by pidns
+    #[arg(long)]
+    pidnss: bool,
+}
+
+#[derive(ValueEnum, Clone, Copy, Debug)]
+enum Breakdown {
+    Process,
+    Thread,
+    Vm,
+    Cpu,
+    Pidns,
+}
+
+impl Args {
+    fn by(&self) -> By {
+        match self.by {
+            Some(Breakdown::Process) => By::Process,
+            Some(Breakdown::Thread) => By::Thread,
+            Some(Breakdown::Vm) => By::Vm,
+            Some(Breakdown::Cpu) => By::Cpu,
+            Some(Breakdown::Pidns) => By::PidNs,
+            None if self.pids => By::Process,
+            None if self.tids => By::Thread,
+            None if self.pidnss => By::PidNs,
+            None => By::Nothing,
+        }
+    }
+
+    /// Checks what can only be checked on this host.
+    fn wanted(&self) -> Result<Wanted> {
+        let possible = libbpf_rs::num_possible_cpus().context("failed to count the CPUs")?;
+        self.cpu.iter().try_for_each(|list| list.check(possible))?;
+        Ok(Wanted {
+            by: self.by(),
+            filter: self.filter.resolve()?,
+            cpus: self.cpu.clone(),
+        })
+    }
+
+    fn hdr_file(&self) -> Result<Option<File>> {
+        let create = |path: &std::path::PathBuf| {
+            File::create(path)
+                .map_err(|err| usage(format!("cannot write `{}`: {err}", path.display())))
+        };
+        self.output.hdr.as_ref().map(create).transpose()
+    }
+}
+
+fn main() -> ExitCode {
+    session::main(run)
+}
+
+fn run(args: Args) -> Result<ExitCode> {
+    let wanted = args.wanted()?;
+    let mut hdr_file = args.hdr_file()?;
+    host::check_bpf("runqlat")?;
+    host::show_libbpf_messages(args.output.verbose);
+    let stop = Stop::install()?;
+
+    let mut object = MaybeUninit::uninit();
+    let mut tracer = Tracer::start(&wanted, &mut object)?;
+    let mut ticker = Ticker::new(
+        args.output.interval,
+        args.output.count,
+        args.output.duration,
+    );
+
+    let report = Report {
+        format: Format::from(&args.output),
+        by: wanted.by,
+        unit: if args.milliseconds {
+            Unit::Millis
+        } else {
+            Unit::Micros
+        },
+        timestamp: args.output.timestamp,
+    };
+    let mut hdr_serializer = HdrSerializer::new();
+    let mut hdr = match &mut hdr_file {
+        Some(file) => Some(HdrLog::begin(
+            file,
+            &mut hdr_serializer,
+            Timestamp::now(),
+            "runqlat",
+        )?),
+        None => None,
+    };
+    let mut out = BufWriter::new(stdout().lock());
+    report.begin(&mut out)?;
+    out.flush()?;
+
+    let (mut earlier, mut names, mut lost) = (Earlier::default(), Names::default(), 0);
+    loop {
+        let more = ticker.wait(&stop);
+        let reading = tracer.read()?;
+        let rows = rows::rows(
+            wanted.by,
+            reading.epoch,
+            &reading.elements,
+            &reading.waiting,
+            &mut earlier,
+            |pid, comm| names.name(pid, comm).to_owned(),
+        );
+        if let Some(hdr) = &mut hdr {
+            for row in &rows {
+                hdr.append(&reading.interval, row.key.title().as_deref(), &row.hist)?;
+            }
+        }
+        report.interval(&mut out, &reading.interval, &rows, &reading.losses)?;
+        out.flush()?;
+        lost += reading.losses.waits();
+        if !more {
+            break;
+        }
+    }
+    Ok(if args.output.strict && lost > 0 {
+        ExitCode::from(EXIT_LOST)
+    } else {
+        ExitCode::SUCCESS
+    })
+}

@@ -1,0 +1,17 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* From a task to the vCPU that it runs. */
+#ifndef __VCPU_BPF_H
+#define __VCPU_BPF_H
+
+#include "vmlinux.h"
+
+/*
+ * KVM registers a preempt notifier on the thread that is inside a vCPU's ioctl (vcpu_load() in
+ * virt/kvm/kvm_main.c), asleep in HLT included, and nothing else in the kernel registers any.
+ */
+static __always_inline bool task_in_vcpu(struct task_struct *task)
+{
+	return task->preempt_notifiers.first;
+}
+
+#endif /* __VCPU_BPF_H */

@@ -1,0 +1,238 @@
+//! The part of the command line that all tools have: BCC's `[INTERVAL [COUNT]]`, filters, formats. Values are
+//! checked here, before anything is loaded.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::ValueEnum;
+
+use crate::cgroup::Cgroup;
+use crate::session::usage;
+use crate::vms::{self, Vm};
+
+/// What every tool is told about when and how to print.
+#[derive(clap::Args, Clone, Debug)]
+pub struct OutputArgs {
+    /// Seconds between outputs; without it, print once at the end
+    #[arg(value_name = "INTERVAL", value_parser = parse_seconds)]
+    pub interval: Option<Duration>,
+
+    /// Number of outputs; without it, until Ctrl-C
+    #[arg(value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..))]
+    pub count: Option<u64>,
+
+    /// End after so many seconds
+    #[arg(short = 'd', long, value_name = "SECONDS", value_parser = parse_seconds)]
+    pub duration: Option<Duration>,
+
+    /// Print the time with each output
+    #[arg(short = 'T', long)]
+    pub timestamp: bool,
+
+    /// CSV: a summary per row, or the histogram's buckets
+    #[arg(
+        long,
+        value_name = "KIND",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "summary",
+        conflicts_with = "json"
+    )]
+    pub csv: Option<CsvKind>,
+
+    /// JSON: one object a line
+    #[arg(long)]
+    pub json: bool,
+
+    /// Write histograms to an HdrHistogram interval log as well
+    #[arg(long, value_name = "FILE")]
+    pub hdr: Option<PathBuf>,
+
+    /// Exit with status 4 if events were lost
+    #[arg(long)]
+    pub strict: bool,
+
+    /// Show libbpf's messages
+    #[arg(short = 'v', long)]
+    pub verbose: bool,
+}
+
+/// Which rows CSV output has.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CsvKind {
+    /// One row of figures per key.
+    Summary,
+    /// One row per non-empty bucket.
+    Buckets,
+}
+
+/// Which tasks are wanted. All that are given must hold.
+#[derive(clap::Args, Clone, Debug)]
+pub struct TaskFilterArgs {
+    /// Only threads of this process
+    #[arg(short = 'p', long, value_parser = clap::value_parser!(i32).range(1..))]
+    pub pid: Option<i32>,
+
+    /// Only this thread
+    #[arg(short = 't', long, value_parser = clap::value_parser!(i32).range(1..))]
+    pub tid: Option<i32>,
+
+    /// Only tasks in this cgroup (v2) and below
+    #[arg(short = 'c', long, value_name = "PATH")]
+    pub cgroup: Option<PathBuf>,
+
+    /// Only vCPUs of this VM
+    #[arg(long, value_name = "NAME|PID")]
+    pub vm: Option<String>,
+}
+
+/// [`TaskFilterArgs`] found to exist.
+#[derive(Clone, Debug, Default)]
+pub struct TaskFilter {
+    /// A process (thread group) ID.
+    pub pid: Option<i32>,
+    /// A thread ID.
+    pub tid: Option<i32>,
+    /// A control group.
+    pub cgroup: Option<Cgroup>,
+    /// A virtual machine.
+    pub vm: Option<Vm>,
+}
+
+impl TaskFilterArgs {
+    /// Checks that what is named exists. A usage error if not.
+    pub fn resolve(&self) -> Result<TaskFilter> {
+        if let Some(pid) = self.pid {
+            check_process(pid)?;
+        }
+        if let Some(tid) = self.tid
+            && !Path::new(&format!("/proc/{tid}")).exists()
+        {
+            return Err(usage(format!("no thread has TID {tid}")));
+        }
+        let vm = self.vm.as_deref().map(vms::find).transpose()?;
+        if let (Some(pid), Some(vm)) = (self.pid, &vm)
+            && vm.pid != pid
+        {
+            return Err(usage(format!(
+                "VM {} is process {}, not {pid}",
+                vm.name, vm.pid
+            )));
+        }
+        Ok(TaskFilter {
+            pid: self.pid,
+            tid: self.tid,
+            cgroup: self.cgroup.as_deref().map(Cgroup::resolve).transpose()?,
+            vm,
+        })
+    }
+}
+
+fn check_process(pid: i32) -> Result<()> {
+    let Ok(status) = fs::read_to_string(format!("/proc/{pid}/status")) else {
+        return Err(usage(format!("no process has PID {pid}")));
+    };
+    let tgid = status
+        .lines()
+        .find_map(|line| line.strip_prefix("Tgid:"))
+        .map(str::trim);
+    match tgid.and_then(|tgid| tgid.parse::<i32>().ok()) {
+        Some(tgid) if tgid != pid => Err(usage(format!(
+            "{pid} is a thread of process {tgid}: use -t {pid} for it alone"
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// A positive number of seconds, fractions allowed.
+fn parse_seconds(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text
+        .parse()
+        .map_err(|_| "not a number of seconds".to_owned())?;
+    match Duration::try_from_secs_f64(seconds) {
+        Ok(duration) if duration >= Duration::from_millis(1) => Ok(duration),
+        Ok(_) => Err("must be at least 0.001 seconds".to_owned()),
+        Err(_) if seconds < 0.0 => Err("must be more than 0 seconds".to_owned()),
+        Err(_) => Err("not a length of time".to_owned()),
+    }
+}
+
+/// CPU numbers as in `0-3,8`, the kernel's own list format.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CpuList(pub Vec<usize>);
+
+impl std::str::FromStr for CpuList {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let number = |text: &str| {
+            text.parse::<u16>()
+                .map(usize::from)
+                .map_err(|_| "not a list of CPUs like 0-3,8")
+        };
+        let mut cpus = Vec::new();
+        for part in text.split(',') {
+            match part.split_once('-') {
+                None => cpus.push(number(part)?),
+                Some((first, last)) => {
+                    let (first, last) = (number(first)?, number(last)?);
+                    if first > last {
+                        return Err(format!("{first} is after {last}"));
+                    }
+                    cpus.extend(first..=last);
+                }
+            }
+        }
+        cpus.sort_unstable();
+        cpus.dedup();
+        Ok(Self(cpus))
+    }
+}
+
+impl CpuList {
+    /// Checks that this host can have all these CPUs, of which it has `possible`. A usage error if not.
+    pub fn check(&self, possible: usize) -> Result<()> {
+        match self.0.last() {
+            Some(&last) if last >= possible => Err(usage(format!(
+                "there is no CPU {last}: this host has 0-{}",
+                possible - 1
+            ))),
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn seconds_are_positive_numbers() {
+        assert_eq!(parse_seconds("10"), Ok(Duration::from_secs(10)));
+        assert_eq!(parse_seconds("0.25"), Ok(Duration::from_millis(250)));
+        for bad in ["abc", "", "1s", "-1", "0", "nan", "inf", "1e300"] {
+            assert!(parse_seconds(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn cpu_lists_are_the_kernels() {
+        assert_eq!("0-3,8".parse(), Ok(CpuList(vec![0, 1, 2, 3, 8])));
+        assert_eq!("5,1,5".parse(), Ok(CpuList(vec![1, 5])));
+        for bad in ["", "a", "3-1", "1,", "1-", "-1", "0x1"] {
+            assert!(bad.parse::<CpuList>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn cpus_that_are_not_there_are_refused() {
+        let list: CpuList = "0-3".parse().unwrap();
+        assert!(list.check(4).is_ok());
+        assert_eq!(
+            list.check(2).unwrap_err().to_string(),
+            "there is no CPU 3: this host has 0-1"
+        );
+    }
+}

@@ -1,0 +1,364 @@
+//! Log-linear histograms in nanoseconds, as the kernel side keeps them (bpf/hist.bpf.h): the geometry of their
+//! slots, differences between two reads, percentiles, and the familiar picture in powers of two.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use hdrhistogram::{CreationError, Histogram};
+
+/// Linear steps per power of two: a value is known to 1/32 of it, its slot's middle to 1.6 %.
+pub const SLOTS: usize = 32;
+const SLOT_BITS: u32 = SLOTS.trailing_zeros();
+
+/// Extremes carry their epoch above this many bits (bpf/hist.bpf.h: `HIST_EPOCH_SHIFT`).
+const EPOCH_SHIFT: u32 = 48;
+
+/// A power of two of a histogram, as read from the kernel. Counts and sums are since the start of the program.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Octave {
+    /// How many values fell into each slot.
+    pub slots: [u64; SLOTS],
+    /// The sum of all values, in nanoseconds.
+    pub sum_ns: u64,
+    /// The highest value of an even and of an odd epoch, with the epoch in the upper 16 bits.
+    pub highest: [u64; 2],
+    /// The lowest value, likewise.
+    pub lowest: [u64; 2],
+    /// How many values are at least 1000·2^k ns, for the one k with which that lies in this octave.
+    pub above_us: u64,
+    /// How many values are at least 1000000·2^k ns, likewise.
+    pub above_ms: u64,
+}
+
+impl Octave {
+    /// What was added since `earlier` was read. The extremes are those of this read.
+    pub fn since(&self, earlier: &Self) -> Self {
+        let mut slots = self.slots;
+        for (slot, before) in slots.iter_mut().zip(earlier.slots) {
+            *slot -= before;
+        }
+        Self {
+            slots,
+            sum_ns: self.sum_ns - earlier.sum_ns,
+            above_us: self.above_us - earlier.above_us,
+            above_ms: self.above_ms - earlier.above_ms,
+            ..*self
+        }
+    }
+
+    fn count(&self) -> u64 {
+        self.slots.iter().sum()
+    }
+}
+
+/// The unit in which a picture is drawn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unit {
+    /// Microseconds.
+    Micros,
+    /// Milliseconds.
+    Millis,
+}
+
+impl Unit {
+    /// How BCC's tools write the unit above a histogram.
+    pub fn plural(self) -> &'static str {
+        match self {
+            Self::Micros => "usecs",
+            Self::Millis => "msecs",
+        }
+    }
+
+    /// log2 of the largest power of two, in nanoseconds, below the unit: 512 ns and 524,288 ns.
+    fn log2_below(self) -> u32 {
+        match self {
+            Self::Micros => 9,
+            Self::Millis => 19,
+        }
+    }
+}
+
+/// The values of one row in one interval.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Hist {
+    slots: BTreeMap<usize, u64>,
+    sum_ns: u64,
+    min_ns: Option<u64>,
+    max_ns: u64,
+    micros: Vec<u64>,
+    millis: Vec<u64>,
+}
+
+/// The index of the slot that holds `ns`, counted over all octaves.
+fn slot_of(ns: u64) -> usize {
+    let octave = (u64::BITS - ns.leading_zeros()).saturating_sub(SLOT_BITS);
+    let within = if octave == 0 { ns } else { ns >> (octave - 1) } as usize % SLOTS;
+    octave as usize * SLOTS + within
+}
+
+/// The values that slot `index` holds. The last one ends at the largest value there is.
+fn slot_range(index: usize) -> Range<u64> {
+    let (octave, within) = (index / SLOTS, (index % SLOTS) as u64);
+    if octave == 0 {
+        return within..within + 1;
+    }
+    let width = 1 << (octave - 1);
+    let lo = (SLOTS as u64 + within) * width;
+    lo..lo.saturating_add(width)
+}
+
+/// The middle of what slot `index` holds: at most 1.6 % from any of it.
+fn slot_middle(index: usize) -> u64 {
+    let Range { start, end } = slot_range(index);
+    start + (end - start) / 2
+}
+
+/// An extreme of one of the epochs, the one just ended or, if it was read late, the one after it.
+fn extremes_of(epoch: u16, both: [u64; 2]) -> impl Iterator<Item = u64> {
+    let wanted = [epoch, epoch.wrapping_add(1)].map(u64::from);
+    both.into_iter()
+        .filter(move |e| wanted.contains(&(e >> EPOCH_SHIFT)))
+        .map(|e| e & ((1 << EPOCH_SHIFT) - 1))
+}
+
+impl Hist {
+    /// Adds an octave's values of the interval that was number `epoch`.
+    pub fn add(&mut self, octave: usize, values: &Octave, epoch: u16) {
+        let count = values.count();
+        if count == 0 {
+            return;
+        }
+        for (within, &n) in values.slots.iter().enumerate().filter(|(_, n)| **n > 0) {
+            *self.slots.entry(octave * SLOTS + within).or_default() += n;
+        }
+        self.sum_ns += values.sum_ns;
+        self.add_picture(Unit::Micros, octave, count, values.above_us);
+        self.add_picture(Unit::Millis, octave, count, values.above_ms);
+        self.add_extremes(octave, values, epoch);
+    }
+
+    /// Extremes are exact, except that a value which came between the end of the epoch and its being read may
+    /// stand for one of the same slot.
+    fn add_extremes(&mut self, octave: usize, values: &Octave, epoch: u16) {
+        let used = |(_, n): &(usize, &u64)| **n > 0;
+        let index = |(within, _)| octave * SLOTS + within;
+        let slots = || values.slots.iter().enumerate();
+        if let Some(range) = slots().rfind(used).map(index).map(slot_range) {
+            let seen = extremes_of(epoch, values.highest)
+                .max()
+                .unwrap_or(range.end - 1);
+            self.max_ns = self.max_ns.max(seen.clamp(range.start, range.end - 1));
+        }
+        if let Some(range) = slots().find(used).map(index).map(slot_range) {
+            let seen = extremes_of(epoch, values.lowest)
+                .min()
+                .unwrap_or(range.start);
+            let lowest = seen.clamp(range.start, range.end - 1);
+            self.min_ns = Some(self.min_ns.map_or(lowest, |min| min.min(lowest)));
+        }
+    }
+
+    /// Every octave at or above the unit is cut in two at 2^k units; its `above` values lie beyond the cut.
+    fn add_picture(&mut self, unit: Unit, octave: usize, count: u64, above: u64) {
+        let log2 = octave + SLOT_BITS as usize - 1;
+        let upper = log2.saturating_sub(unit.log2_below() as usize);
+        let picture = match unit {
+            Unit::Micros => &mut self.micros,
+            Unit::Millis => &mut self.millis,
+        };
+        if picture.len() <= upper {
+            picture.resize(upper + 1, 0);
+        }
+        picture[upper.saturating_sub(1)] += count - above;
+        picture[upper] += above;
+    }
+
+    /// A histogram of these values, as the kernel side would have made it.
+    pub fn of(values_ns: impl IntoIterator<Item = u64>) -> Self {
+        let mut octaves: BTreeMap<usize, Octave> = BTreeMap::new();
+        for ns in values_ns {
+            let slot = slot_of(ns);
+            let octave = octaves.entry(slot / SLOTS).or_default();
+            let first = octave.count() == 0;
+            octave.slots[slot % SLOTS] += 1;
+            octave.sum_ns += ns;
+            octave.highest[0] = octave.highest[0].max(ns);
+            octave.lowest[0] = if first { ns } else { octave.lowest[0].min(ns) };
+            let above = |unit_ns: u64, log2: u32| {
+                ns.ilog2() >= log2 && ns >= unit_ns << (ns.ilog2() - log2)
+            };
+            octave.above_us += u64::from(ns > 0 && above(1_000, 9));
+            octave.above_ms += u64::from(ns > 0 && above(1_000_000, 19));
+        }
+        let mut hist = Self::default();
+        for (index, mut octave) in octaves {
+            // Only epoch 0 was written; a value of epoch 1 would be 0 | 1 << 48.
+            octave.highest[1] = u64::MAX;
+            octave.lowest[1] = u64::MAX;
+            hist.add(index, &octave, 0);
+        }
+        hist
+    }
+
+    /// How many values there are.
+    pub fn count(&self) -> u64 {
+        self.slots.values().sum()
+    }
+
+    /// The exact sum of all values, in nanoseconds.
+    pub fn sum_ns(&self) -> u64 {
+        self.sum_ns
+    }
+
+    /// The mean in nanoseconds; `None` without values.
+    pub fn mean_ns(&self) -> Option<u64> {
+        self.sum_ns.checked_div(self.count())
+    }
+
+    /// The lowest value in nanoseconds; `None` without values.
+    pub fn min_ns(&self) -> Option<u64> {
+        self.min_ns
+    }
+
+    /// The highest value in nanoseconds; `None` without values.
+    pub fn max_ns(&self) -> Option<u64> {
+        self.min_ns.map(|_| self.max_ns)
+    }
+
+    /// The non-empty slots: the values they hold (half-open, in nanoseconds) and how many there were.
+    pub fn buckets(&self) -> impl Iterator<Item = (Range<u64>, u64)> {
+        self.slots
+            .iter()
+            .map(|(&index, &count)| (slot_range(index), count))
+    }
+
+    /// Counts by power of two of the unit: the first element is [0, 2), then [2, 4), [4, 8) and so on. Exact.
+    pub fn picture(&self, unit: Unit) -> &[u64] {
+        let counts = match unit {
+            Unit::Micros => &self.micros,
+            Unit::Millis => &self.millis,
+        };
+        let used = counts
+            .iter()
+            .rposition(|&n| n > 0)
+            .map_or(0, |last| last + 1);
+        &counts[..used]
+    }
+
+    /// The same values as an HdrHistogram of so many significant digits, each at the middle of its slot.
+    pub fn to_hdr(&self, digits: u8) -> Result<Histogram<u64>, CreationError> {
+        let mut hdr = Histogram::new_with_max(self.max_ns.max(2), digits)?;
+        for (&index, &count) in &self.slots {
+            hdr.saturating_record_n(slot_middle(index), count);
+        }
+        Ok(hdr)
+    }
+
+    /// The values at these quantiles (0.5 is the median), in nanoseconds, with an error of at most 1.6 %; `None`
+    /// without values.
+    pub fn quantiles_ns<const N: usize>(&self, quantiles: [f64; N]) -> Option<[u64; N]> {
+        let (min, max) = (self.min_ns?, self.max_ns);
+        // Two digits are 128 steps per power of two: HdrHistogram's answer is in just one of our slots.
+        let hdr = self.to_hdr(2).ok()?;
+        Some(quantiles.map(|q| slot_middle(slot_of(hdr.value_at_quantile(q))).clamp(min, max)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn slots_tile_all_values() {
+        let mut next = 0;
+        for index in 0..60 * SLOTS {
+            let range = slot_range(index);
+            assert_eq!(range.start, next, "slot {index}");
+            assert_eq!(slot_of(range.start), index);
+            assert_eq!(slot_of(range.end - 1), index);
+            next = range.end;
+        }
+        assert_eq!(next, u64::MAX);
+    }
+
+    #[test]
+    fn differences_leave_nothing_of_the_earlier_interval() {
+        let mut early = Octave {
+            sum_ns: 2_100,
+            above_us: 1,
+            ..Octave::default()
+        };
+        early.slots[3] = 2;
+        let mut late = Octave {
+            sum_ns: 3_300,
+            above_us: 2,
+            ..early.clone()
+        };
+        late.slots[4] = 1;
+        let since = late.since(&early);
+        assert_eq!((since.count(), since.sum_ns, since.above_us), (1, 1_200, 1));
+        assert_eq!(since.slots[4], 1);
+    }
+
+    #[test]
+    fn extremes_belong_to_their_interval() {
+        let epoch = 65_535_u16;
+        let mut octave = Octave::default();
+        octave.slots[0] = 1;
+        octave.slots[31] = 1;
+        // Octave 6 is [1024, 2048). The other epoch's extremes are of long ago.
+        octave.highest = [
+            7 << EPOCH_SHIFT | 2_047,
+            u64::from(epoch) << EPOCH_SHIFT | 2_020,
+        ];
+        octave.lowest = [
+            7 << EPOCH_SHIFT | 1_024,
+            u64::from(epoch) << EPOCH_SHIFT | 1_031,
+        ];
+        let mut hist = Hist::default();
+        hist.add(6, &octave, epoch);
+        assert_eq!((hist.min_ns(), hist.max_ns()), (Some(1_031), Some(2_020)));
+    }
+
+    #[test]
+    fn empty_histograms_have_no_figures() {
+        let hist = Hist::default();
+        assert_eq!(hist.count(), 0);
+        assert_eq!(hist.mean_ns(), None);
+        assert_eq!(hist.max_ns(), None);
+        assert_eq!(hist.quantiles_ns([0.5]), None);
+        assert!(hist.picture(Unit::Micros).is_empty());
+    }
+
+    proptest! {
+        #[test]
+        fn a_histogram_agrees_with_its_values(mut values in prop::collection::vec(0..1_u64 << 44, 1..200)) {
+            let hist = Hist::of(values.iter().copied());
+            values.sort_unstable();
+            prop_assert_eq!(hist.count(), values.len() as u64);
+            prop_assert_eq!(hist.sum_ns(), values.iter().sum::<u64>());
+            prop_assert_eq!(hist.min_ns(), values.first().copied());
+            prop_assert_eq!(hist.max_ns(), values.last().copied());
+            for q in [0.5, 0.9, 0.99, 0.999] {
+                let [seen] = hist.quantiles_ns([q]).unwrap();
+                let rank = ((q * values.len() as f64).ceil() as usize).max(1);
+                let truth = values[rank - 1];
+                prop_assert!(seen.abs_diff(truth) as f64 <= truth as f64 / 63.0 + 1.0, "{} for {}", seen, truth);
+            }
+        }
+
+        #[test]
+        fn pictures_are_exact(values in prop::collection::vec(0..1_u64 << 44, 1..200)) {
+            let hist = Hist::of(values.iter().copied());
+            for (unit, unit_ns) in [(Unit::Micros, 1_000), (Unit::Millis, 1_000_000)] {
+                let mut truth = vec![0; 64];
+                for value in &values {
+                    truth[(value / unit_ns).checked_ilog2().unwrap_or(0) as usize] += 1;
+                }
+                let used = truth.iter().rposition(|&n| n > 0).unwrap() + 1;
+                prop_assert_eq!(hist.picture(unit), &truth[..used]);
+            }
+        }
+    }
+}

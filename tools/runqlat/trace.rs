@@ -1,0 +1,319 @@
+//! runqlat's BPF program: opened, told what to do, loaded, attached, and read.
+
+use std::io::Read as _;
+use std::mem::{MaybeUninit, size_of};
+use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::time::Instant;
+
+use anyhow::{Context as _, Result};
+use common::args::{CpuList, TaskFilter};
+use common::hist::Octave;
+use common::maps::{copy_out, read_all};
+use common::output::Interval;
+use common::{host, time};
+use jiff::Timestamp;
+use libbpf_rs::skel::{OpenSkel as _, SkelBuilder as _};
+use libbpf_rs::{Iter, Link, MapCore as _, MapFlags, OpenObject};
+use plain::Plain;
+
+use crate::report::{By, Losses};
+use crate::rows::{Counts, Element, Waiting};
+
+#[allow(
+    missing_docs,
+    unused_qualifications,
+    clippy::all,
+    clippy::undocumented_unsafe_blocks,
+    clippy::unwrap_used,
+    clippy::semicolon_if_nothing_returned,
+    clippy::uninlined_format_args
+)]
+mod skel {
+    include!(concat!(env!("OUT_DIR"), "/runqlat.skel.rs"));
+}
+use skel::{OpenRunqlatSkel, RunqlatSkel, RunqlatSkelBuilder, types};
+
+// SAFETY: repr(C), integers only, generated from bpf/runqlat.h; any bytes are valid.
+unsafe impl Plain for types::cpu_waits {}
+// SAFETY: as above.
+unsafe impl Plain for types::waits_key {}
+// SAFETY: as above.
+unsafe impl Plain for types::keyed_waits {}
+// SAFETY: as above.
+unsafe impl Plain for types::waiting_task {}
+// SAFETY: as above.
+unsafe impl Plain for types::bss {}
+
+/// What the program is to count.
+pub struct Wanted {
+    /// What a row stands for.
+    pub by: By,
+    /// Whose waits.
+    pub filter: TaskFilter,
+    /// On which CPUs they end.
+    pub cpus: Option<CpuList>,
+}
+
+/// How many powers of two the waits of one task usually spread over, when maps are sized.
+const OCTAVES_PER_KEY: u64 = 8;
+/// The least number of tasks that maps have room for: those yet to be created.
+const MIN_KEYS: u64 = 65_536;
+
+/// The attached program.
+pub struct Tracer<'obj> {
+    skel: RunqlatSkel<'obj>,
+    tasks: Link,
+    _sched_switch: Link,
+    by: By,
+    epoch: u16,
+    interval_start: Instant,
+    earlier_losses: Losses,
+}
+
+/// What an interval's end finds in the kernel.
+pub struct Reading {
+    /// The interval's number, which its extremes carry.
+    pub epoch: u16,
+    /// When and how long it was.
+    pub interval: Interval,
+    /// Counters since the start.
+    pub elements: Vec<Element>,
+    /// Tasks waiting now.
+    pub waiting: Vec<Waiting>,
+    /// What was lost in the interval.
+    pub losses: Losses,
+}
+
+impl<'obj> Tracer<'obj> {
+    /// Loads and attaches the program. The interval starts here.
+    pub fn start(wanted: &Wanted, object: &'obj mut MaybeUninit<OpenObject>) -> Result<Self> {
+        let mut open = RunqlatSkelBuilder::default()
+            .open(object)
+            .context("failed to open the BPF programs")?;
+        set_knobs(&mut open, wanted)?;
+        let skel = open
+            .load()
+            .map_err(|err| host::explain_load_error("runqlat", err))?;
+        let sched_switch = skel
+            .progs
+            .sched_switch
+            .attach()
+            .context("failed to attach to `sched_switch`")?;
+        let interval_start = Instant::now();
+        let tasks = skel
+            .progs
+            .tasks
+            .attach()
+            .context("failed to attach the task iterator")?;
+        let mut tracer = Self {
+            skel,
+            tasks,
+            _sched_switch: sched_switch,
+            by: wanted.by,
+            epoch: 0,
+            interval_start,
+            earlier_losses: Losses::default(),
+        };
+        // Opens the books of all tasks that exist, so that their first waits are whole.
+        tracer.read_waiting()?;
+        Ok(tracer)
+    }
+
+    /// Ends the interval and reads what it found.
+    pub fn read(&mut self) -> Result<Reading> {
+        let epoch = self.epoch;
+        self.epoch = epoch.wrapping_add(1);
+        self.bss_mut()?.epoch = self.epoch;
+        let (now, end) = (Instant::now(), Timestamp::now());
+        let interval = Interval {
+            end,
+            length: now.duration_since(self.interval_start),
+        };
+        self.interval_start = now;
+        let elements = match self.by {
+            By::Nothing | By::Cpu => self.read_by_cpu()?,
+            _ => self.read_keyed()?,
+        };
+        let waiting = self.read_waiting()?;
+        Ok(Reading {
+            epoch,
+            interval,
+            elements,
+            waiting,
+            losses: self.new_losses()?,
+        })
+    }
+
+    fn bss_mut(&mut self) -> Result<&mut types::bss> {
+        self.skel
+            .maps
+            .bss_data
+            .as_deref_mut()
+            .context("failed to map the program's variables")
+    }
+
+    /// A copy of the program's variables.
+    fn bss(&self) -> Result<types::bss> {
+        let bytes = self
+            .skel
+            .maps
+            .bss
+            .lookup(&0_u32.to_ne_bytes(), MapFlags::ANY)?;
+        copy_out(&bytes.context("failed to read the program's variables")?)
+    }
+
+    fn read_by_cpu(&self) -> Result<Vec<Element>> {
+        let map = &self.skel.maps.by_cpu;
+        let cpus: Vec<(u32, types::cpu_waits)> = read_all(map, u64::from(map.max_entries()))?;
+        let elements = cpus.iter().flat_map(|(cpu, waits)| {
+            waits
+                .octaves
+                .iter()
+                .zip(0..)
+                .map(|(waits, octave)| Element {
+                    id: u64::from(*cpu),
+                    octave,
+                    counts: counts(waits),
+                    last_ns: 0,
+                    comm: String::new(),
+                })
+        });
+        Ok(elements.collect())
+    }
+
+    fn read_keyed(&self) -> Result<Vec<Element>> {
+        // Elements may be added while the table is read, but those there before must be found.
+        let created = self.bss()?.keyed_created;
+        let elements: Vec<(types::waits_key, types::keyed_waits)> =
+            read_all(&self.skel.maps.keyed, created)?;
+        let elements = elements.iter().map(|(key, keyed)| Element {
+            id: key.id,
+            octave: key.octave,
+            counts: counts(&keyed.waits),
+            last_ns: keyed.last_ns,
+            comm: comm(&keyed.comm),
+        });
+        Ok(elements.collect())
+    }
+
+    fn read_waiting(&mut self) -> Result<Vec<Waiting>> {
+        self.bss_mut()?.clock_offset_ns = u64::MAX;
+        let now_ns = time::monotonic_ns();
+        let mut bytes = Vec::new();
+        Iter::new(&self.tasks)
+            .context("failed to start the task iterator")?
+            .read_to_end(&mut bytes)
+            .context("failed to read the task iterator")?;
+        // A run queue's clock stands still between its updates. The one updated last, that of the CPU which
+        // woke us, tells by how much it differs from CLOCK_MONOTONIC; all have the same base.
+        let clock_ns = now_ns.saturating_sub(self.bss()?.clock_offset_ns);
+        bytes
+            .chunks(size_of::<types::waiting_task>())
+            .map(|record| {
+                let task: types::waiting_task = copy_out(record)?;
+                let waited_ns = clock_ns.saturating_sub(task.last_queued_ns);
+                Ok(Waiting {
+                    id: task.id,
+                    cpu: task.cpu,
+                    waited_ns: waited_ns + task.waited_before_ns,
+                    comm: comm(&task.comm),
+                })
+            })
+            .collect()
+    }
+
+    fn new_losses(&mut self) -> Result<Losses> {
+        let bss = self.bss()?;
+        let prog = self.skel.progs.sched_switch.as_fd().as_raw_fd();
+        let now = Losses {
+            no_room: bss.lost,
+            missed: host::recursion_misses(prog)?,
+            unrepaired: bss.unbooked,
+        };
+        let since = now.since(&self.earlier_losses);
+        self.earlier_losses = now;
+        Ok(since)
+    }
+}
+
+fn set_knobs(open: &mut OpenRunqlatSkel<'_>, wanted: &Wanted) -> Result<()> {
+    let cpus = libbpf_rs::num_possible_cpus().context("failed to count the CPUs")?;
+    open.maps.by_cpu.set_max_entries(u32::try_from(cpus)?)?;
+    if !matches!(wanted.by, By::Nothing | By::Cpu) {
+        let tasks = host::pid_max()?.min((4 * host::threads()?).max(MIN_KEYS));
+        open.maps
+            .keyed
+            .set_max_entries(u32::try_from(tasks * OCTAVES_PER_KEY)?)?;
+    }
+
+    let knobs = open
+        .maps
+        .rodata_data
+        .as_deref_mut()
+        .context("failed to map the knobs")?;
+    knobs.by = match wanted.by {
+        By::Nothing => types::breakdown::BY_NOTHING,
+        By::Process => types::breakdown::BY_PROCESS,
+        By::Thread => types::breakdown::BY_THREAD,
+        By::Vm => types::breakdown::BY_VM,
+        By::Cpu => types::breakdown::BY_CPU,
+        By::PidNs => types::breakdown::BY_PIDNS,
+    };
+    let TaskFilter {
+        pid,
+        tid,
+        cgroup,
+        vm,
+    } = &wanted.filter;
+    if let Some(vm) = vm {
+        knobs.only_tgid = vm.pid;
+        knobs.only_vcpus = true;
+    }
+    if let Some(pid) = pid {
+        knobs.only_tgid = *pid;
+    }
+    knobs.only_tid = tid.unwrap_or(0);
+    if let Some(cgroup) = cgroup {
+        knobs.only_cgroup_id = cgroup.id;
+        knobs.only_cgroup_level = cgroup.level;
+    }
+    if let Some(CpuList(cpus)) = &wanted.cpus {
+        knobs.only_some_cpus = true;
+        for cpu in cpus {
+            let word = knobs
+                .only_cpus
+                .get_mut(cpu / 64)
+                .context("CPU number out of range")?;
+            *word |= 1 << (cpu % 64);
+        }
+    }
+    Ok(())
+}
+
+fn counts(waits: &types::waits) -> Counts {
+    let types::hist_octave {
+        slots,
+        sum_ns,
+        highest,
+        lowest,
+        above_us,
+        above_ms,
+    } = waits.hist;
+    Counts {
+        octave: Octave {
+            slots,
+            sum_ns,
+            highest,
+            lowest,
+            above_us,
+            above_ms,
+        },
+        preempted: waits.preempted,
+        start_unseen: waits.start_unseen,
+    }
+}
+
+fn comm(bytes: &[u8]) -> String {
+    let end = bytes.iter().position(|&b| b == 0).unwrap_or(bytes.len());
+    String::from_utf8_lossy(&bytes[..end]).into_owned()
+}
