@@ -1,0 +1,174 @@
+//! Real guests do what they were told to, and say so truly.
+
+mod support;
+
+use std::fs;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use support::{Running, TempDir, alone, cgroups, comm, number, read_truth, run, schedstat};
+
+#[test]
+fn spinning_guests_all_spin_and_go_on_spinning() {
+    let _alone = alone();
+    let iterations = |seconds: &str| {
+        let (summary, truth) = run(&["--vms", "5", "--duration", seconds]);
+        assert_eq!(truth.len(), 5);
+        for line in &truth {
+            assert!(number(line, "iterations") > 0, "{line}");
+            assert_eq!(line["workload"], "spin");
+            assert_eq!(number(line, "ticks"), 0);
+        }
+        number(&summary, "iterations")
+    };
+    let (short, long) = (iterations("0.5"), iterations("2"));
+    assert!(long > short * 3 / 2, "{short} in 0.5 s, {long} in 2 s");
+}
+
+/// Every period has a tick of its own or is counted as missed; a tick that finds the guest awake needs no HLT.
+#[test]
+fn idle_guests_tick_at_their_rate() {
+    let _alone = alone();
+    for hz in [100, 1_000] {
+        let workload = format!("idle={hz}");
+        let (summary, truth) = run(&["--vms", "2", "--workload", &workload, "--duration", "3"]);
+        let expected = f64::from(hz) * summary["run_s"].as_f64().expect("run_s");
+        for line in &truth {
+            let (ticks, hlts) = (number(line, "ticks"), number(&line["exits"], "hlt"));
+            let periods = (ticks + number(line, "ticks_missed")) as f64;
+            let off = (periods - expected).abs();
+            assert!(off <= 3.0 + expected * 0.02, "{expected} expected: {line}");
+            assert!(
+                hlts <= ticks + 1 && hlts + 2 + ticks / 10 >= ticks,
+                "{line}"
+            );
+            assert!(number(line, "latest_tick_ns") > 0, "{line}");
+        }
+    }
+}
+
+#[test]
+fn duty_burns_its_share_of_cpu_time() {
+    let _alone = alone();
+    let running = Running::start(
+        &["--vms", "1", "--workload", "duty=30", "--duration", "5"],
+        None,
+    );
+    let guest = running.guests()[0];
+    thread::sleep(Duration::from_millis(500));
+    let (before, start) = (schedstat(guest).0, Instant::now());
+    thread::sleep(Duration::from_secs(3));
+    let (after, elapsed) = (schedstat(guest).0, start.elapsed());
+    let share = (after - before) as f64 / elapsed.as_nanos() as f64;
+    assert!((0.27..0.34).contains(&share), "{share}");
+}
+
+#[test]
+fn guests_and_vcpus_are_named_and_in_one_light_cgroup() {
+    let _alone = alone();
+    let args = [
+        "--vms",
+        "24",
+        "--vcpus",
+        "3",
+        "--workload",
+        "idle=23",
+        "--duration",
+        "20",
+    ];
+    let dir = TempDir::new("names");
+    let mut running = Running::start(&args, Some(&dir.file("truth")));
+    let guests = running.guests();
+    assert_eq!(guests.len(), 24);
+    for (number, pid) in (1..).zip(&guests) {
+        assert_eq!(comm(*pid), format!("loadgen-{number:04}"));
+        let tasks = fs::read_dir(format!("/proc/{pid}/task"))
+            .expect("tasks")
+            .flatten();
+        let mut names: Vec<_> = tasks
+            .map(|task| comm(task.file_name().to_string_lossy().parse().expect("a TID")))
+            .filter(|name| !name.starts_with("kvm-nx")) // one of KVM's own, since 6.14
+            .collect();
+        names.sort();
+        let expected = [
+            format!("{number:04}/vcpu1"),
+            format!("{number:04}/vcpu2"),
+            format!("loadgen-{number:04}"),
+        ];
+        assert_eq!(names, expected);
+    }
+    let cgroups = cgroups(running.pid());
+    assert!(!cgroups.is_empty());
+    for dir in &cgroups {
+        let procs = fs::read_to_string(dir.join("cgroup.procs")).expect("cgroup.procs");
+        let mut procs: Vec<u32> = procs
+            .lines()
+            .map(|pid| pid.parse().expect("a PID"))
+            .collect();
+        let mut expected = guests.clone();
+        procs.sort_unstable();
+        expected.sort_unstable();
+        assert_eq!(procs, expected, "{}", dir.display());
+    }
+    let weight = |dir: &std::path::PathBuf| {
+        let file = |name| fs::read_to_string(dir.join(name)).unwrap_or_default();
+        format!("{}{}", file("cpu.shares"), file("cpu.weight"))
+    };
+    let weights: String = cgroups.iter().map(weight).collect();
+    assert!(["64\n", "6\n"].contains(&weights.as_str()), "{weights}");
+
+    thread::sleep(Duration::from_secs(2));
+    running.signal(libc::SIGTERM);
+    assert!(running.wait().0.success());
+    let truth = read_truth(&dir.file("truth"));
+    assert_eq!(truth.len(), 24 * 3);
+    for (index, line) in truth.iter().enumerate() {
+        assert_eq!(line["vm"], format!("loadgen-{:04}", index / 3 + 1));
+        assert_eq!(number(line, "vcpu"), index as u64 % 3);
+        assert_eq!(number(line, "pid"), u64::from(guests[index / 3]));
+        assert_eq!(number(line, "tid") == number(line, "pid"), index % 3 == 0);
+        assert!(number(line, "ticks") > 0, "{line}");
+    }
+    running.assert_nothing_left(Duration::ZERO);
+}
+
+/// What a guest reads as steal is what the host's scheduler has booked as its waiting.
+#[test]
+fn steal_is_what_the_scheduler_says() {
+    let _alone = alone();
+    let dir = TempDir::new("steal");
+    let truth = dir.file("truth");
+    let mut running = Running::start(&["--vms", "23", "--duration", "50"], Some(&truth));
+    let guests = running.guests();
+    thread::sleep(Duration::from_secs(5));
+    let delays: Vec<u64> = guests.iter().map(|pid| schedstat(*pid).1).collect();
+    let read = Instant::now();
+    running.signal(libc::SIGINT);
+    assert!(running.wait().0.success());
+    // The guest's figure is the later one, and it has the wait that was going on when we read ours.
+    let later = u64::try_from(read.elapsed().as_nanos()).expect("nanoseconds") + 100_000_000;
+    for (line, delay) in read_truth(&truth).iter().zip(delays) {
+        let steal = number(line, "steal_ns");
+        assert!(delay > 1_000_000_000, "no overload: {delay}");
+        let expected = delay - delay / 50..delay + delay / 50 + later;
+        assert!(expected.contains(&steal), "{delay}: {line}");
+    }
+}
+
+#[test]
+fn a_thousand_and_nine_guests_run_at_once() {
+    let _alone = alone();
+    let (summary, truth) = run(&["--vms", "1009", "--duration", "8"]);
+    assert_eq!(number(&summary, "vms"), 1_009);
+    assert_eq!(number(&summary, "killed"), 0);
+    assert_eq!(truth.len(), 1_009);
+    for line in &truth {
+        assert!(number(line, "iterations") > 0, "{line}");
+    }
+    let pids: std::collections::BTreeSet<_> = truth.iter().map(|l| number(l, "pid")).collect();
+    assert_eq!(pids.len(), 1_009);
+    for pid in pids {
+        let name = comm(u32::try_from(pid).expect("a PID"));
+        assert!(!name.starts_with("loadgen-"), "{pid} is still there");
+    }
+}

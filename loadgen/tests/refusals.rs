@@ -1,0 +1,87 @@
+//! What cannot be done is refused in one sentence, before anything is created.
+
+mod support;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::process::CommandExt as _;
+use std::process::Command;
+
+use support::{TempDir, loadgen};
+
+/// Runs it; returns the exit status and the sentence.
+fn refused(command: &mut Command) -> (i32, String) {
+    let output = command.output().expect("loadgen");
+    let stderr = String::from_utf8(output.stderr).expect("UTF-8");
+    assert!(output.stdout.is_empty(), "{command:?}");
+    assert_eq!(stderr.lines().count(), 1, "{command:?}: {stderr}");
+    assert!(stderr.starts_with("loadgen: "), "{command:?}: {stderr}");
+    (output.status.code().expect("an exit status"), stderr)
+}
+
+#[test]
+fn bad_arguments() {
+    for args in [
+        "run",
+        "run --vms 0",
+        "run --vms -1",
+        "run --vms abc",
+        "run --vms 1 --vcpus 0",
+        "run --vms 1 --vcpus 256",
+        "run --vms 1 --memory 1.5M",
+        "run --vms 1 --memory 61G",
+        "run --vms 1 --workload dance",
+        "run --vms 1 --workload idle=0",
+        "run --vms 1 --workload duty=101",
+        "run --vms 1 --duration 0",
+        "run --vms 1 --duration -3",
+        "run --vms 1 --duration soon",
+        "run --vms 1 --truth /nonexistent/truth",
+        "run --vms 1 --truth /dev/null",
+        "run --vms 1 --truth /tmp",
+        "run --vms 1 more",
+        "walk",
+    ] {
+        let (status, sentence) = refused(loadgen().args(args.split(' ')));
+        assert_eq!(status, 2, "{args}: {sentence}");
+    }
+}
+
+#[test]
+fn more_guests_than_the_host_has_pids() {
+    let args = [
+        "run",
+        "--vms",
+        "1000000",
+        "--vcpus",
+        "255",
+        "--duration",
+        "1",
+    ];
+    let (status, sentence) = refused(loadgen().args(args));
+    assert_eq!(status, 3, "{sentence}");
+    assert!(sentence.contains("sysctl -w kernel."), "{sentence}");
+}
+
+#[test]
+fn dev_kvm_that_may_not_be_opened() {
+    // SAFETY: geteuid has no preconditions.
+    let user = unsafe { libc::geteuid() };
+    assert_eq!(user, 0, "this test needs root, to become nobody");
+    // The build directory may be out of nobody's reach.
+    let dir = TempDir::new("nobody");
+    let copy = dir.file("loadgen");
+    fs::copy(loadgen().get_program(), &copy).expect("a copy");
+    fs::set_permissions(&dir.0, fs::Permissions::from_mode(0o755)).expect("permissions");
+    let mut nobody = Command::new(&copy);
+    nobody
+        .args(["run", "--vms", "1", "--duration", "1"])
+        .uid(65534)
+        .gid(65534);
+    let (status, sentence) = refused(&mut nobody);
+    assert_eq!(status, 3, "{sentence}");
+    assert!(
+        sentence.contains("not allowed to open `/dev/kvm`: run as root"),
+        "{sentence}"
+    );
+}
