@@ -31,8 +31,8 @@ struct {
 	__type(value, struct runq_books);
 } books SEC(".maps");
 
-/* Tasks for which the kernel had no memory: their split waits are not repaired. */
-__u64 unbooked;
+/* Waits of tasks for whose books there was no memory: if split, only the last part is counted. */
+__u64 unrepaired;
 
 struct runq_wait {
 	__u64 ns;
@@ -71,7 +71,9 @@ static __always_inline struct rq *task_rq(struct task_struct *task)
 }
 
 /*
- * For @next of sched_switch: fills in the wait that ends now. False if there was none.
+ * For @next of sched_switch: fills in the wait that ends now. False if the kernel has booked none:
+ * a task preempted between setting its state and schedule() is not running for
+ * sched_info_depart(), which then does not set last_queued.
  *
  * When the load balancer moves a waiting task, sched_info_dequeue() adds the wait so far to
  * run_delay and a new one begins: what run_delay grew by since the task last got a CPU belongs to
@@ -97,7 +99,7 @@ static __always_inline bool runq_wait_ends(struct task_struct *next, struct runq
 		first = runq_first_books(next);
 		b = bpf_task_storage_get(&books, next, &first, BPF_LOCAL_STORAGE_GET_F_CREATE);
 		if (!b) {
-			__sync_fetch_and_add(&unbooked, 1);
+			__sync_fetch_and_add(&unrepaired, 1);
 			wait->start_unseen = true;
 			wait->vcpu = first.flags & RUNQ_VCPU;
 			return queued;

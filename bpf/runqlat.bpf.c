@@ -26,6 +26,8 @@ const volatile __u64 only_cpus[MAX_CPUS / 64] = {};
 volatile __u16 epoch;
 /* Waits that found no room in a map. */
 __u64 lost;
+/* Waits that ended but are not in the kernel's books. */
+__u64 unbooked;
 /* Elements created in `keyed`: user space checks that it has read as many. */
 __u64 keyed_created;
 /* The smallest difference seen between CLOCK_MONOTONIC and a run queue's clock; ~0 before. */
@@ -150,12 +152,16 @@ static __always_inline int switched_in(struct task_struct *next)
 {
 	__u32 cpu = bpf_get_smp_processor_id();
 	struct runq_wait wait = {};
+	bool booked;
 
 	if (!next->pid || !wanted_for_ever(next))
 		return 0;
-	if (!runq_wait_ends(next, &wait) || !wanted_now(next, cpu, wait.vcpu))
+	booked = runq_wait_ends(next, &wait);
+	if (!wanted_now(next, cpu, wait.vcpu))
 		return 0;
-	if (by == BY_NOTHING || by == BY_CPU)
+	if (!booked)
+		__sync_fetch_and_add(&unbooked, 1);
+	else if (by == BY_NOTHING || by == BY_CPU)
 		count_on_cpu(cpu, &wait);
 	else
 		count_keyed(next, &wait);

@@ -10,8 +10,6 @@
 //!
 //! Values in no group's range are not silently added to one: they are the rest.
 
-use std::fmt;
-
 /// What a valley may hold at most, as a share of the lower of the two peaks beside it.
 const VALLEY: f64 = 0.5;
 /// How many standard deviations (of a Poisson count) a peak must rise above a valley.
@@ -85,28 +83,26 @@ fn around_peak(counts: &[u64], start: usize, end: usize) -> Option<(usize, usize
     Some((first, last))
 }
 
-/// Writes the groups as one line: `groups: 93.1 % in 4-511 us, 6.9 % in 1-32 ms`.
-pub struct GroupsLine<'a>(pub &'a [Group]);
-
-impl fmt::Display for GroupsLine<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut rest = 1.0;
-        for (i, group) in self.0.iter().enumerate() {
-            let separator = if i == 0 { "groups: " } else { ", " };
-            write!(
-                f,
-                "{separator}{:.1} % in {}",
-                100.0 * group.share,
-                range(group)
-            )?;
-            rest -= group.share;
-        }
-        // A smaller rest would be printed as 0.0: the other add up to 100.0 without it.
-        if rest >= 0.000_5 && !self.0.is_empty() {
-            write!(f, ", {:.1} % elsewhere", 100.0 * rest)?;
-        }
-        Ok(())
+/// The groups as the words of a line: `groups: 93.1 % in 4-511 us, 6.9 % in 1-32 ms`.
+pub fn words(groups: &[Group]) -> Vec<String> {
+    let mut shares: Vec<(f64, String)> = groups
+        .iter()
+        .map(|group| (group.share, format!("in {}", range(group))))
+        .collect();
+    let rest = 1.0 - groups.iter().map(|group| group.share).sum::<f64>();
+    // A smaller rest would be printed as 0.0: the others add up to 100.0 without it.
+    if rest >= 0.000_5 {
+        shares.push((rest, "elsewhere".to_owned()));
     }
+    let last = shares.len() - 1;
+    let word = |(i, (share, place)): (usize, (f64, String))| {
+        let comma = if i < last { "," } else { "" };
+        format!("{:.1} % {place}{comma}", 100.0 * share)
+    };
+    ["groups:".to_owned()]
+        .into_iter()
+        .chain(shares.into_iter().enumerate().map(word))
+        .collect()
 }
 
 /// A group's range with one unit where one will do: `4-511 us`, `1-32 ms`, `512 us-2 s`.
@@ -134,7 +130,7 @@ mod tests {
     use super::*;
 
     fn line(picture: &[u64]) -> String {
-        GroupsLine(&groups(picture)).to_string()
+        words(&groups(picture)).join(" ")
     }
 
     #[test]

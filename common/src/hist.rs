@@ -293,7 +293,7 @@ mod tests {
         let mut late = Octave {
             sum_ns: 3_300,
             above_us: 2,
-            ..early.clone()
+            ..early
         };
         late.slots[4] = 1;
         let since = late.since(&early);

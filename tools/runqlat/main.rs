@@ -28,7 +28,7 @@ use trace::{Tracer, Wanted};
 /// Shows the distribution of run-queue latency from the kernel's own accounting: every wait that ends in the
 /// interval, whole, and the tasks that still wait at its end.
 #[derive(Parser, Debug)]
-#[command(version, allow_negative_numbers = true, group(ArgGroup::new("breakdown").args(["by", "pids", "tids", "pidnss"])))]
+#[command(name = "runqlat", version, allow_negative_numbers = true, group(ArgGroup::new("breakdown").args(["by", "pids", "tids", "pidnss"])))]
 struct Args {
     #[command(flatten)]
     output: OutputArgs,

@@ -4,7 +4,7 @@ use std::io::Write;
 
 use anyhow::Result;
 use common::args::CsvKind;
-use common::groups::{GroupsLine, groups};
+use common::groups::{self, groups};
 use common::hist::{Hist, Unit};
 use common::output::{self, Field, Format, Interval, short_duration};
 use serde_json::Value;
@@ -69,6 +69,8 @@ pub struct Losses {
     pub missed: u64,
     /// Waits of which earlier parts, on other CPUs, are missing.
     pub unrepaired: u64,
+    /// Waits that the kernel has not booked either: of tasks preempted on their way to sleep.
+    pub unbooked: u64,
 }
 
 impl Losses {
@@ -78,6 +80,7 @@ impl Losses {
             no_room: self.no_room - earlier.no_room,
             missed: self.missed - earlier.missed,
             unrepaired: self.unrepaired - earlier.unrepaired,
+            unbooked: self.unbooked - earlier.unbooked,
         }
     }
 
@@ -186,10 +189,9 @@ impl Row {
         }
         output::write_words(out, &self.summary())?;
         if self.hist.count() > 0 {
-            writeln!(
+            output::write_words(
                 out,
-                "{}",
-                GroupsLine(&groups(self.hist.picture(Unit::Micros)))
+                &groups::words(&groups(self.hist.picture(Unit::Micros))),
             )?;
         }
         match self.longest_waiting_ns {
@@ -336,6 +338,13 @@ impl Report {
                 losses.unrepaired
             )?;
         }
+        if losses.unbooked > 0 {
+            writeln!(
+                out,
+                "not in the kernel's books {} waits: preempted on the way to sleep",
+                losses.unbooked
+            )?;
+        }
         Ok(())
     }
 }
@@ -426,6 +435,7 @@ mod tests {
             no_room: 3,
             missed: 4,
             unrepaired: 5,
+            unbooked: 6,
         };
         let text = written(Format::Text, By::Thread, &[starved], losses);
         insta::assert_snapshot!(text, @r"
@@ -436,6 +446,7 @@ mod tests {
         still waiting 22, longest 43ms
         lost 7 waits: 3 found no room in a map, 4 came while the program was busy
         too short 5 waits: the kernel had no memory to repair them
+        not in the kernel's books 6 waits: preempted on the way to sleep
         ");
     }
 

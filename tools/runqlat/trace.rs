@@ -228,7 +228,8 @@ impl<'obj> Tracer<'obj> {
         let now = Losses {
             no_room: bss.lost,
             missed: host::recursion_misses(prog)?,
-            unrepaired: bss.unbooked,
+            unrepaired: bss.unrepaired,
+            unbooked: bss.unbooked,
         };
         let since = now.since(&self.earlier_losses);
         self.earlier_losses = now;

@@ -1,0 +1,270 @@
+//! The sum of waits is the kernel's `run_delay`; nothing is missed.
+
+use std::collections::HashMap;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::RUNQLAT;
+use crate::util::alone;
+use crate::util::threads::{Threads, burn, pin, set_fifo};
+use crate::util::tool::{CsvRow, Tool, csv_rows, number, total};
+
+/// A prime number of threads, more than the CPUs can run at once.
+const THREADS: usize = 23;
+
+/// Traces this process's threads by thread while they work.
+fn trace(threads: &Threads) -> HashMap<i32, CsvRow> {
+    let pid = std::process::id().to_string();
+    let tool = Tool::start(RUNQLAT, &["-L", "-p", &pid, "--csv"]);
+    threads.go();
+    threads.finish();
+    let rows = tool.end(libc::SIGINT).rows();
+    rows.into_iter()
+        .map(|row| (number(&row, "tid") as i32, row))
+        .collect()
+}
+
+/// What the kernel's books grew by while the threads worked, and what runqlat says, thread by thread.
+fn both_sides(threads: &Threads) -> Vec<(u64, u64)> {
+    let before = threads.run_delays_ns();
+    let rows = trace(threads);
+    let after = threads.run_delays_ns();
+    let growth = before
+        .iter()
+        .zip(&after)
+        .map(|(before, after)| after - before);
+    growth
+        .zip(&threads.tids)
+        .map(|(truth, tid)| (truth, number(&rows[tid], "sum_ns")))
+        .collect()
+}
+
+/// Bursts with sleeps between, so that there are wake-ups as well as preemptions.
+fn busy() {
+    for _ in 0..7 {
+        burn(Duration::from_millis(23));
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[test]
+fn pinned_threads_waits_equal_run_delay_to_the_nanosecond() {
+    let _alone = alone();
+    let threads = Threads::asleep(THREADS, |i| {
+        pin(i % 2);
+        busy();
+    });
+    for (tid, (truth, seen)) in threads.tids.iter().zip(both_sides(&threads)) {
+        assert!(truth > 1_000_000, "thread {tid} was to wait: {truth} ns");
+        assert_eq!(seen, truth, "thread {tid}");
+    }
+}
+
+#[test]
+fn migrating_threads_waits_equal_run_delay_within_a_thousandth() {
+    let _alone = alone();
+    let threads = Threads::asleep(THREADS, |_| busy());
+    for (tid, (truth, seen)) in threads.tids.iter().zip(both_sides(&threads)) {
+        assert!(truth > 1_000_000, "thread {tid} was to wait: {truth} ns");
+        assert!(
+            seen.abs_diff(truth) <= truth / 1_000,
+            "thread {tid}: {seen} for {truth}"
+        );
+    }
+}
+
+#[test]
+fn none_of_14_009_threads_is_lost() {
+    let _alone = alone();
+    const MANY: usize = 14_009;
+    let threads = Threads::asleep(MANY, |_| ());
+    let before = threads.run_delays_ns();
+    let rows = trace(&threads);
+    let after = threads.run_delays_ns();
+    for ((tid, before), after) in threads.tids.iter().zip(before).zip(after) {
+        let row = rows
+            .get(tid)
+            .unwrap_or_else(|| panic!("thread {tid} has no row"));
+        assert!(number(row, "count") >= 1);
+        assert_eq!(number(row, "sum_ns"), after - before, "thread {tid}");
+        assert_eq!(number(row, "lost"), 0);
+    }
+}
+
+#[test]
+fn what_finds_no_room_is_counted() {
+    let _alone = alone();
+    // More than the map has room for when it is sized by this pid_max (8 powers of two for each task).
+    const SMALL_PID_MAX: usize = 503;
+    const MANY: usize = 5_003;
+    let threads = Threads::asleep(MANY, |_| ());
+    let pid = std::process::id().to_string();
+    let small = PidMax::set(SMALL_PID_MAX);
+    let tool = Tool::start(RUNQLAT, &["-L", "-p", &pid, "--csv", "--strict"]);
+    drop(small);
+    let switches = || threads.tids.iter().map(|tid| timeslices(*tid)).sum::<u64>();
+    let before = switches();
+    threads.go();
+    threads.finish();
+    let happened = switches() - before;
+
+    let ended = tool.end(libc::SIGINT);
+    assert_eq!(ended.status.code(), Some(4), "--strict: {}", ended.stderr);
+    let rows = csv_rows(&ended.stdout);
+    let lost = number(&rows[0], "lost");
+    assert!(lost >= (MANY - 8 * SMALL_PID_MAX) as u64, "{lost}");
+    // The test runner's own threads are in it, too.
+    let seen = total(&rows, "count") + lost;
+    assert!(
+        seen >= happened && seen <= happened + 101,
+        "{seen} of {happened}"
+    );
+}
+
+/// The third field of schedstat: how often the thread got a CPU.
+fn timeslices(tid: i32) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/self/task/{tid}/schedstat")).unwrap();
+    text.split_whitespace().nth(2).unwrap().parse().unwrap()
+}
+
+const PID_MAX: &str = "/proc/sys/kernel/pid_max";
+
+/// Another kernel.pid_max, put back when dropped. Tasks that exist are not touched by it.
+struct PidMax(String);
+
+impl PidMax {
+    fn set(pid_max: usize) -> Self {
+        let before = std::fs::read_to_string(PID_MAX).unwrap();
+        std::fs::write(PID_MAX, pid_max.to_string()).unwrap();
+        Self(before)
+    }
+}
+
+impl Drop for PidMax {
+    fn drop(&mut self) {
+        std::fs::write(PID_MAX, &self.0).unwrap();
+    }
+}
+
+#[test]
+fn a_starved_thread_is_seen_waiting_and_its_wait_is_whole() {
+    let _alone = alone();
+    let pid = std::process::id().to_string();
+    let threads = Threads::asleep(1, |_| {
+        pin(1);
+        set_fifo(1);
+        // Asleep until the hog has its CPU; then, woken, it waits.
+        thread::sleep(Duration::from_millis(300));
+        burn(Duration::from_millis(1));
+        set_fifo(0);
+    });
+    let victim = threads.tids[0];
+    threads.go();
+    thread::sleep(Duration::from_millis(100));
+    let hog = thread::spawn(|| {
+        pin(1);
+        set_fifo(2);
+        burn(Duration::from_millis(3_500));
+    });
+    let woken = Instant::now() + Duration::from_millis(200);
+    thread::sleep(Duration::from_millis(500));
+
+    let mut tool = Tool::start(
+        RUNQLAT,
+        &[
+            "-L",
+            "-t",
+            &victim.to_string(),
+            "-p",
+            &pid,
+            "--csv",
+            "1",
+            "4",
+        ],
+    );
+    let first = tool.line();
+    let age_s = woken.elapsed().as_secs_f64();
+    hog.join().unwrap();
+    threads.finish();
+    let waited_s = woken.elapsed().as_secs_f64();
+    let ended = tool.wait();
+    let header = ended.stdout.lines().next().unwrap();
+
+    let starved = &csv_rows(&format!("{header}\n{first}\n"))[0];
+    assert_eq!(number(starved, "tid"), victim as u64);
+    assert_eq!(
+        (number(starved, "count"), number(starved, "waiting")),
+        (0, 1)
+    );
+    assert_eq!(
+        starved["max_ns"], "",
+        "no wait ended, so there is no longest"
+    );
+    let seen_s = number(starved, "longest_waiting_ns") as f64 / 1e9;
+    assert!((seen_s - age_s).abs() < 0.1, "{seen_s} s for {age_s} s");
+
+    let later = ended.rows();
+    let whole: Vec<_> = later
+        .iter()
+        .filter(|row| number(row, "count") > 0)
+        .collect();
+    assert!(!whole.is_empty(), "the wait has ended: {}", ended.stdout);
+    let longest_s = whole.iter().map(|row| number(row, "max_ns")).max().unwrap() as f64 / 1e9;
+    assert!(
+        longest_s > 2.0 && longest_s <= waited_s + 0.1,
+        "{longest_s} s of {waited_s} s"
+    );
+}
+
+#[test]
+fn waits_begun_by_preemption_are_told_from_wake_ups() {
+    let _alone = alone();
+    // Two spinners on one CPU preempt each other and never sleep; the third sleeps between short bursts.
+    let threads = Threads::asleep(3, |i| {
+        pin(0);
+        if i < 2 {
+            burn(Duration::from_millis(997));
+        } else {
+            for _ in 0..101 {
+                thread::sleep(Duration::from_millis(5));
+            }
+        }
+    });
+    let before: Vec<_> = threads
+        .tids
+        .iter()
+        .map(|&tid| involuntary_switches(tid))
+        .collect();
+    let rows = trace(&threads);
+    let after: Vec<_> = threads
+        .tids
+        .iter()
+        .map(|&tid| involuntary_switches(tid))
+        .collect();
+    for ((tid, before), after) in threads.tids.iter().zip(before).zip(after) {
+        assert_eq!(
+            number(&rows[tid], "preempted"),
+            after - before,
+            "thread {tid}"
+        );
+    }
+    let preempted: u64 = threads
+        .tids
+        .iter()
+        .map(|tid| number(&rows[tid], "preempted"))
+        .sum();
+    assert!(preempted > 100, "spinners push each other off: {preempted}");
+    let counts = total(&rows.into_values().collect::<Vec<_>>(), "count");
+    assert!(
+        counts >= preempted + 101,
+        "each of 101 sleeps ends in a wake-up: {counts}"
+    );
+}
+
+fn involuntary_switches(tid: i32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/self/task/{tid}/status")).unwrap();
+    let count = status
+        .lines()
+        .find_map(|line| line.strip_prefix("nonvoluntary_ctxt_switches:"));
+    count.unwrap().trim().parse().unwrap()
+}

@@ -1,0 +1,261 @@
+//! What a user may type, what signals and pipes do, and how a host that cannot is told so.
+
+use std::fs;
+use std::io::Read as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::process::CommandExt as _;
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+use crate::RUNQLAT;
+use crate::util::tool::Tool;
+use crate::util::{TempDir, alone};
+
+fn run(args: &[&str]) -> Output {
+    Command::new(RUNQLAT).args(args).output().unwrap()
+}
+
+/// The command fails with this status and one line on standard error, which holds `words`.
+fn assert_refused(output: &Output, status: i32, words: &str) {
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(status), "{stderr}");
+    assert_eq!(stderr.lines().count(), 1, "one sentence: {stderr}");
+    assert!(
+        stderr.starts_with("runqlat: ") && stderr.contains(words),
+        "{stderr}"
+    );
+    assert!(output.stdout.is_empty());
+}
+
+#[test]
+fn bad_input_is_refused_in_one_sentence() {
+    for (args, words) in [
+        (&["abc"][..], "abc"),
+        (&["1", "abc"], "abc"),
+        (&["1", "0"], "0"),
+        (&["-1"], "-1"),
+        (&["0"], "0"),
+        (&["nan"], "nan"),
+        (&["-p", "abc"], "abc"),
+        (&["-p", "999999999"], "no process has PID 999999999"),
+        (&["-p", "0"], "0"),
+        (&["-p", "-5"], "-5"),
+        (&["-t", "999999999"], "no thread has TID 999999999"),
+        (
+            &["-c", "/no/such/cgroup"],
+            "there is no cgroup `/no/such/cgroup`",
+        ),
+        (&["-c", "/etc"], "`/etc` is no cgroup directory"),
+        (&["-C", "0-"], "0-"),
+        (&["-C", "8191"], "there is no CPU 8191"),
+        (&["--vm", "no such VM"], "no VM is named `no such VM`"),
+        (&["--vm", "1"], "process 1 runs no VM"),
+        (&["--by", "colour"], "colour"),
+        (&["--by", "vm", "-P"], "cannot be used with"),
+        (&["--csv", "--json"], "cannot be used with"),
+        (&["--csv=all"], "all"),
+        (&["-d", "0"], "0"),
+        (
+            &["--hdr", "/no/such/dir/x.hlog"],
+            "cannot write `/no/such/dir/x.hlog`",
+        ),
+        (&["--no-such-option"], "--no-such-option"),
+    ] {
+        assert_refused(&run(args), 2, words);
+    }
+}
+
+#[test]
+fn a_thread_is_no_process() {
+    let (sender, receiver) = std::sync::mpsc::channel();
+    let (done, wait) = std::sync::mpsc::channel::<()>();
+    let thread = std::thread::spawn(move || {
+        // SAFETY: a plain system call.
+        sender.send(unsafe { libc::gettid() }).unwrap();
+        wait.recv().unwrap_err();
+    });
+    let tid = receiver.recv().unwrap().to_string();
+    assert_refused(&run(&["-p", &tid]), 2, &format!("use -t {tid}"));
+    drop(done);
+    thread.join().unwrap();
+}
+
+#[test]
+fn a_cgroup_of_version_1_is_refused_with_the_way_out() {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+    let v1 = mounts
+        .lines()
+        .map(|line| line.split(' ').collect::<Vec<_>>())
+        .find(|m| m[2] == "cgroup");
+    // A host may have version 2 alone; this project's kernels in tests/vm are such.
+    let Some(v1) = v1 else { return };
+    assert_refused(
+        &run(&["-c", v1[1]]),
+        2,
+        "is not a cgroup of version 2: name one below /",
+    );
+}
+
+/// Runs a copy of the tool that anybody may execute, with uid 65534 and no capabilities.
+#[test]
+fn not_root_is_told_the_remedy() {
+    let dir = TempDir::new("not-root");
+    let copy = dir.join("runqlat");
+    fs::copy(RUNQLAT, &copy).unwrap();
+    fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).unwrap();
+    let output = Command::new(&copy)
+        .arg("1")
+        .arg("1")
+        .uid(65_534)
+        .gid(65_534)
+        .output()
+        .unwrap();
+    assert_refused(&output, 3, "needs CAP_BPF and CAP_PERFMON: run it as root");
+    // What is wrong with the words is still said first.
+    let output = Command::new(&copy)
+        .arg("abc")
+        .uid(65_534)
+        .gid(65_534)
+        .output()
+        .unwrap();
+    assert_refused(&output, 2, "abc");
+}
+
+#[test]
+fn a_kernel_without_btf_is_told_the_remedy() {
+    let hidden = format!("mount -t tmpfs none /sys/kernel/btf && exec {RUNQLAT} 1 1");
+    let output = Command::new("unshare")
+        .args(["--mount", "sh", "-c", &hidden])
+        .output()
+        .unwrap();
+    assert_refused(&output, 3, "boot a kernel with CONFIG_DEBUG_INFO_BTF=y");
+}
+
+#[test]
+fn each_signal_prints_the_last_interval_and_ends_well() {
+    let _alone = alone();
+    for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
+        let tool = Tool::start(RUNQLAT, &["60"]);
+        std::thread::sleep(Duration::from_millis(300));
+        let ended = tool.end(signal);
+        assert_eq!(
+            ended.status.code(),
+            Some(0),
+            "signal {signal}: {}",
+            ended.stderr
+        );
+        for part in [
+            "Tracing run queue latency",
+            "usecs",
+            "count ",
+            "p99.9 ",
+            "groups: ",
+            "still waiting ",
+        ] {
+            assert!(
+                ended.stdout.contains(part),
+                "signal {signal}, {part}: {}",
+                ended.stdout
+            );
+        }
+        assert_eq!(ended.stderr, "");
+    }
+}
+
+#[test]
+fn intervals_come_through_a_pipe_when_they_end_and_do_not_drift() {
+    let _alone = alone();
+    let mut tool = Tool::start(RUNQLAT, &["--csv", "0.5", "6"]);
+    let start = Instant::now();
+    for tick in 1..=6 {
+        let line = tool.line();
+        let late_s = start.elapsed().as_secs_f64() - 0.5 * f64::from(tick);
+        assert!(line.contains(','), "{line}");
+        assert!(late_s.abs() < 0.25, "interval {tick} came {late_s} s late");
+    }
+    assert!(tool.wait().status.success());
+}
+
+#[test]
+fn a_reader_that_has_enough_is_no_error() {
+    let _alone = alone();
+    let script = format!("{RUNQLAT} 0.2 | head -1; echo ${{PIPESTATUS[0]}}");
+    let output = Command::new("timeout")
+        .args(["30", "bash", "-c", &script])
+        .output()
+        .unwrap();
+    let stdout = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(
+        stdout,
+        "Tracing run queue latency... Hit Ctrl-C to end.\n0\n"
+    );
+    assert_eq!(String::from_utf8(output.stderr).unwrap(), "");
+}
+
+#[test]
+fn count_and_duration_end_a_run() {
+    let _alone = alone();
+    let timed = |args: &[&str]| {
+        let start = Instant::now();
+        let rows = Tool::start(RUNQLAT, args).wait().rows();
+        (rows.len(), start.elapsed().as_secs_f64())
+    };
+    let (rows, seconds) = timed(&["--csv", "0.3", "3"]);
+    assert_eq!(rows, 3);
+    assert!((0.9..3.0).contains(&seconds), "{seconds}");
+    let (rows, seconds) = timed(&["--csv", "-d", "0.7"]);
+    assert_eq!(rows, 1);
+    assert!((0.7..3.0).contains(&seconds), "{seconds}");
+    let (rows, _) = timed(&["--csv", "-d", "1", "0.4"]);
+    assert_eq!(rows, 3, "two whole intervals and the rest");
+}
+
+#[test]
+fn help_and_version_succeed() {
+    let help = run(&["--help"]);
+    assert!(help.status.success());
+    let text = String::from_utf8(help.stdout).unwrap();
+    for option in [
+        "INTERVAL",
+        "--milliseconds",
+        "--by",
+        "--pidnss",
+        "--cgroup",
+        "--vm",
+        "--hdr",
+        "--strict",
+    ] {
+        assert!(text.contains(option), "{option}: {text}");
+    }
+    assert!(run(&["--version"]).status.success());
+}
+
+#[test]
+fn it_starts_in_good_time() {
+    let _alone = alone();
+    let start = Instant::now();
+    let tool = Tool::start(RUNQLAT, &[]);
+    let ready = start.elapsed();
+    assert!(tool.end(libc::SIGINT).status.success());
+    // Speed is for `make bench`; this only catches a start that hangs.
+    assert!(ready < Duration::from_secs(10), "{ready:?}");
+}
+
+#[test]
+fn verbose_shows_libbpfs_messages() {
+    let mut child = Command::new(RUNQLAT)
+        .args(["-v", "0.1", "1"])
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stderr = String::new();
+    child
+        .stderr
+        .take()
+        .unwrap()
+        .read_to_string(&mut stderr)
+        .unwrap();
+    assert!(child.wait().unwrap().success());
+    assert!(stderr.contains("libbpf: "), "{stderr}");
+}

@@ -1,0 +1,13 @@
+//! runqlat, run as a user runs it, against the kernel's own books.
+
+#[path = "../util/mod.rs"]
+mod util;
+
+mod accounting;
+mod cli;
+mod filters;
+mod formats;
+mod guests;
+
+/// The binary under test.
+const RUNQLAT: &str = env!("CARGO_BIN_EXE_runqlat");

@@ -1,0 +1,121 @@
+//! A tool as a user runs it: a process, its output, a signal that ends it.
+
+use std::collections::HashMap;
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+/// A row of CSV by column.
+pub type CsvRow = HashMap<String, String>;
+
+/// A running tool whose output comes through a pipe.
+pub struct Tool {
+    child: Child,
+    stdout: BufReader<ChildStdout>,
+    first: String,
+}
+
+/// What a tool left.
+pub struct Ended {
+    pub status: ExitStatus,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Tool {
+    /// Starts a tool and waits for its first line: from then on it counts.
+    pub fn start(program: &str, args: &[&str]) -> Self {
+        let mut child = Command::new(program)
+            .args(args)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        let mut first = String::new();
+        stdout.read_line(&mut first).unwrap();
+        if first.is_empty() {
+            let mut stderr = String::new();
+            child
+                .stderr
+                .take()
+                .unwrap()
+                .read_to_string(&mut stderr)
+                .unwrap();
+            panic!("{program} {args:?} ended at once: {stderr}");
+        }
+        Self {
+            child,
+            stdout,
+            first,
+        }
+    }
+
+    /// The next line, without its end.
+    pub fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.stdout.read_line(&mut line).unwrap();
+        line.trim_end().to_owned()
+    }
+
+    /// Sends a signal and collects what is left.
+    pub fn end(self, signal: i32) -> Ended {
+        // SAFETY: a plain system call; the child has not been waited for, so the PID is its own.
+        assert_eq!(unsafe { libc::kill(self.child.id() as i32, signal) }, 0);
+        self.wait()
+    }
+
+    /// Collects what is left when the tool ends by itself, in good time.
+    pub fn wait(mut self) -> Ended {
+        let (mut stdout, mut stderr) = (self.first, String::new());
+        self.stdout.read_to_string(&mut stdout).unwrap();
+        self.child
+            .stderr
+            .take()
+            .unwrap()
+            .read_to_string(&mut stderr)
+            .unwrap();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let status = loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                break status;
+            }
+            assert!(Instant::now() < deadline, "the tool does not end");
+            std::thread::sleep(Duration::from_millis(5));
+        };
+        Ended {
+            status,
+            stdout,
+            stderr,
+        }
+    }
+}
+
+impl Ended {
+    /// The rows of CSV output, after a good end.
+    pub fn rows(&self) -> Vec<CsvRow> {
+        assert!(self.status.success(), "{}: {}", self.status, self.stderr);
+        assert_eq!(self.stderr, "");
+        csv_rows(&self.stdout)
+    }
+}
+
+/// The rows of CSV text with a header.
+pub fn csv_rows(text: &str) -> Vec<CsvRow> {
+    csv::Reader::from_reader(text.as_bytes())
+        .deserialize()
+        .map(Result::unwrap)
+        .collect()
+}
+
+/// A whole number in a CSV row.
+pub fn number(row: &CsvRow, column: &str) -> u64 {
+    row[column]
+        .parse()
+        .unwrap_or_else(|err| panic!("{column} = {:?}: {err}", row[column]))
+}
+
+/// The sum of a column.
+pub fn total(rows: &[CsvRow], column: &str) -> u64 {
+    rows.iter().map(|row| number(row, column)).sum()
+}
