@@ -14,11 +14,11 @@ const CPU_WEIGHT: u32 = 6;
 /// What guests get instead, where there is no cgroup with a weight.
 const NICE: i32 = 19;
 
-/// The directories of one cgroup, and its open `cgroup.procs` files, which children inherit.
+/// The directories of one cgroup, and the files by which a process joins it.
 #[derive(Default)]
 pub(crate) struct Cgroup {
     dirs: Vec<PathBuf>,
-    procs: Vec<File>,
+    procs: Vec<PathBuf>,
     /// Where the cpu controller was switched on for this cgroup.
     switched_on: Option<PathBuf>,
     has_weight: bool,
@@ -71,8 +71,7 @@ impl Cgroup {
         let dir = parent.join(name);
         fs::create_dir(&dir)?;
         self.dirs.push(dir.clone());
-        let procs = File::options().write(true).open(dir.join("cgroup.procs"))?;
-        self.procs.push(procs);
+        self.procs.push(dir.join("cgroup.procs"));
         let (file, weight) = match version {
             Version::V1 => ("cpu.shares", CPU_SHARES),
             Version::V2 => ("cpu.weight", CPU_WEIGHT),
@@ -95,8 +94,9 @@ impl Cgroup {
 
     /// The calling process joins it, or is nice instead.
     pub(crate) fn join(&self) -> io::Result<()> {
-        for mut procs in &self.procs {
-            procs.write_all(b"0")?;
+        for procs in &self.procs {
+            // Opened by each guest anew: one file inherited by all would make them queue for its position.
+            File::options().write(true).open(procs)?.write_all(b"0")?;
         }
         if !self.has_weight {
             // SAFETY: setpriority has no memory to go wrong with.

@@ -24,8 +24,10 @@ use crate::workload::Workload;
 
 /// How long the parent sleeps between looks at guests that are about to be ready.
 const SETTLE_POLL: Duration = Duration::from_millis(50);
-/// The same for guests that are about to leave.
+/// The same for guests that are about to leave: so long, and so much longer for each that is left. Each look
+/// costs the kernel a walk over all of them.
 const LEAVE_POLL: Duration = Duration::from_millis(1);
+const LEAVE_POLL_PER_GUEST: Duration = Duration::from_micros(5);
 /// Guests that are told to leave are killed when for this long none has left: twice the longest timer period.
 const GRACE: Duration = Duration::from_secs(2);
 /// `KVM_API_VERSION`: it will never be another.
@@ -177,8 +179,9 @@ impl Fleet {
             } else if last_left.elapsed() > GRACE {
                 killed = self.living;
                 self.kill();
-            } else {
-                thread::sleep(LEAVE_POLL);
+            }
+            if self.living > 0 {
+                thread::sleep(LEAVE_POLL + LEAVE_POLL_PER_GUEST * self.living);
             }
         }
         Stopped {

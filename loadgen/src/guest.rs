@@ -146,7 +146,6 @@ impl Guest<'_> {
             return Ok(());
         }
         process::set_name(&name(self.index));
-        self.cgroup.join().map_err(of_io(Step::JoinCgroup))?;
         let kvm = process::keep_only(self.kvm).map_err(of_io(Step::Detach))?;
         // SAFETY: `keep_only` returns an open descriptor of /dev/kvm that nothing else owns.
         let kvm = unsafe { Kvm::from_raw_fd(kvm) };
@@ -155,6 +154,8 @@ impl Guest<'_> {
         for vcpu in 0..self.plan.vcpus {
             vcpus.push(self.create_vcpu(&vm, vcpu)?);
         }
+        // Not before: creation at so low a weight would starve as soon as the host has anything else to do.
+        self.cgroup.join().map_err(of_io(Step::JoinCgroup))?;
         self.run_vcpus(vcpus)
     }
 
