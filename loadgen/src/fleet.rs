@@ -40,8 +40,8 @@ pub struct Spec {
     pub vms: u32,
     /// vCPUs of each guest: at most [`Spec::MAX_VCPUS`].
     pub vcpus: u32,
-    /// Memory of each guest in bytes: a multiple of 4096, at most [`Spec::MAX_MEMORY`]. No page of it exists
-    /// before it is touched.
+    /// Memory of each guest in bytes, beside the few pages that its code needs: a multiple of 4096, at most
+    /// [`Spec::MAX_MEMORY`]. No page of it exists before it is touched.
     pub memory_bytes: u64,
     /// What every vCPU does.
     pub workload: Workload,

@@ -4,6 +4,7 @@
 //! allocation, file or thread that it can do without.
 
 use std::os::fd::{FromRawFd as _, RawFd};
+use std::ptr::{self, NonNull};
 use std::sync::atomic::Ordering::Relaxed;
 use std::thread;
 
@@ -16,7 +17,7 @@ use kvm_ioctls::{Cap, Kvm, VcpuExit, VcpuFd, VmFd};
 
 use crate::cgroup::Cgroup;
 use crate::code::{Entry, STOP_PORT};
-use crate::image;
+use crate::image::{self, IMAGE_SIZE};
 use crate::process;
 use crate::record::{Failure, PAGE_SIZE, Step, VcpuPage};
 use crate::shared::{self, Order, Shared};
@@ -171,42 +172,21 @@ impl Guest<'_> {
         if self.plan.workload.timer().is_some() {
             self.create_irqchip(&vm)?;
         }
-        let vcpu_bytes = PAGE_SIZE as u64 * u64::from(self.plan.vcpus);
-        let first_page = std::ptr::from_ref(self.page(0)).addr();
-        let slots = [
-            (
-                image::IMAGE_GPA,
-                image::IMAGE_SIZE as u64,
-                self.shared.image().addr(),
-            ),
-            (image::VCPU_GPA, vcpu_bytes, first_page),
-            (
-                image::MEMORY_GPA,
-                self.plan.memory_bytes,
-                self.map_memory()?,
-            ),
+        let vcpu_bytes = PAGE_SIZE * self.plan.vcpus as usize;
+        let parts = [
+            (self.shared.image(), IMAGE_SIZE),
+            (ptr::from_ref(self.page(0)).cast_mut().cast(), vcpu_bytes),
         ];
-        for (slot, (gpa, size, address)) in (0..).zip(slots) {
-            let region = kvm_userspace_memory_region {
-                slot,
-                flags: 0,
-                guest_phys_addr: gpa,
-                memory_size: size,
-                userspace_addr: address as u64,
-            };
-            // SAFETY: the memory stays mapped as long as this process lives, and none of it is memory that
-            // Rust code here takes for its own: pages of atomics, the image, and an anonymous mapping.
-            unsafe { vm.set_user_memory_region(region) }.map_err(of_kvm(Step::SetMemory))?;
+        let common = shared::map_side_by_side(parts).map_err(of_io(Step::MapMemory))?;
+        let size = (IMAGE_SIZE + vcpu_bytes) as u64;
+        set_slot(&vm, 0, image::IMAGE_GPA, size, common)?;
+        if self.plan.memory_bytes > 0 {
+            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+            let size = usize::try_from(self.plan.memory_bytes).unwrap_or(usize::MAX);
+            let memory = shared::map(size, flags).map_err(of_io(Step::MapMemory))?;
+            set_slot(&vm, 1, image::MEMORY_GPA, size as u64, memory)?;
         }
         Ok(vm)
-    }
-
-    /// The guest's own memory, of which no page exists until it is touched.
-    fn map_memory(&self) -> Result<usize, Failure> {
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-        let size = usize::try_from(self.plan.memory_bytes).unwrap_or(usize::MAX);
-        let memory = shared::map(size, flags).map_err(of_io(Step::MapMemory))?;
-        Ok(memory.as_ptr().addr())
     }
 
     /// A local APIC per vCPU; the rest of the chip set only where KVM cannot leave it out.
@@ -305,6 +285,20 @@ impl Guest<'_> {
             }
         }
     }
+}
+
+/// Gives the guest memory: a mapping of this process that is never unmapped.
+fn set_slot(vm: &VmFd, slot: u32, gpa: u64, size: u64, memory: NonNull<u8>) -> Result<(), Failure> {
+    let region = kvm_userspace_memory_region {
+        slot,
+        flags: 0,
+        guest_phys_addr: gpa,
+        memory_size: size,
+        userspace_addr: memory.as_ptr().addr() as u64,
+    };
+    // SAFETY: the mapping lives as long as this process, and none of it is memory that Rust code takes for its
+    // own: pages of atomics, the image, or what only the guest uses.
+    unsafe { vm.set_user_memory_region(region) }.map_err(of_kvm(Step::SetMemory))
 }
 
 /// Tells the guest about its timer.

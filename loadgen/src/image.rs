@@ -1,8 +1,8 @@
 //! What a guest's memory looks like: where everything lies, the page tables and descriptor tables that all
 //! guests share, and the registers that put a vCPU into long mode before its first instruction.
 //!
-//! Guest-physical memory: the image (read, never written, by every guest), from [`VCPU_GPA`] on one page for
-//! each vCPU, and far above both the guest's own memory. The first 2 MiB are mapped one to one; the next 2 MiB
+//! Guest-physical memory: the image (read, never written, by every guest), right after it one page for each
+//! vCPU, and far above both the guest's own memory, if it has any. The first 2 MiB are mapped one to one; the next 2 MiB
 //! of virtual memory are the local APIC.
 
 use std::ptr;
@@ -16,8 +16,9 @@ use crate::record::{PAGE_SIZE, VcpuPage};
 pub(crate) const IMAGE_GPA: u64 = 0x1000;
 /// Size of the image: three page tables, a page of descriptors, a page of code.
 pub(crate) const IMAGE_SIZE: usize = 5 * PAGE_SIZE;
-/// Guest-physical address of the page of vCPU 0; the others follow.
-pub(crate) const VCPU_GPA: u64 = 0x1_0000;
+/// Guest-physical address of the page of vCPU 0; the others follow. Next to the image, so that one memory slot
+/// holds both: each costs KVM some 20 KiB and the guest's creation an RCU grace period.
+const VCPU_GPA: u64 = IMAGE_GPA + IMAGE_SIZE as u64;
 /// More cannot be addressed: an xAPIC identifier has 8 bits, and 255 means all of them.
 pub(crate) const MAX_VCPUS: u32 = 255;
 /// Guest-physical address of the guest's own memory: above the 4 GiB with the local APIC.
@@ -39,7 +40,6 @@ const APIC_GPA: u64 = 0xfee0_0000;
 const APIC_GVA: u64 = 2 << 20;
 
 const _: () = assert!(VCPU_GPA + MAX_VCPUS as u64 * PAGE_SIZE as u64 <= APIC_GVA);
-const _: () = assert!(IMAGE_GPA + IMAGE_SIZE as u64 <= VCPU_GPA);
 
 /// Bits of a page table entry. Accessed and dirty are set from the start: nobody need write them later.
 mod pte {

@@ -28,7 +28,7 @@ pub(crate) struct Args {
           value_parser = clap::value_parser!(u32).range(1..=i64::from(Spec::MAX_VCPUS)))]
     vcpus: u32,
     /// Memory of each guest: bytes, or a number with K, M or G; none of it exists before it is touched
-    #[arg(long, value_name = "SIZE", default_value = "2M", value_parser = size)]
+    #[arg(long, value_name = "SIZE", default_value = "0", value_parser = size)]
     memory: u64,
     /// What the guests do: spin, idle, idle=HZ or duty=PCT
     #[arg(long, value_name = "WORKLOAD", default_value = "spin")]
@@ -277,10 +277,10 @@ fn size(text: &str) -> Result<u64, String> {
         .parse()
         .map_err(|_| "it is not a number with K, M or G".to_owned())?;
     match number.checked_mul(unit) {
-        Some(bytes) if bytes > 0 && bytes % 4096 == 0 && bytes <= Spec::MAX_MEMORY => Ok(bytes),
+        Some(bytes) if bytes % 4096 == 0 && bytes <= Spec::MAX_MEMORY => Ok(bytes),
         _ => {
             let most = Spec::MAX_MEMORY >> 30;
-            Err(format!("it is not a multiple of 4K from 4K to {most}G"))
+            Err(format!("it is not a multiple of 4K up to {most}G"))
         }
     }
 }
@@ -294,10 +294,10 @@ mod tests {
         assert_eq!(size("2M"), Ok(2 << 20));
         assert_eq!(size("60g"), Ok(60 << 30));
         assert_eq!(size("4096"), Ok(4096));
+        assert_eq!(size("0"), Ok(0));
         for text in [
             "",
             "M",
-            "0",
             "4095",
             "1.5M",
             "-4K",

@@ -90,6 +90,30 @@ pub(crate) fn map(size: usize, flags: i32) -> io::Result<NonNull<u8>> {
     NonNull::new(memory.cast()).ok_or_else(io::Error::last_os_error)
 }
 
+/// Maps two parts of a shared mapping a second time, one right after the other; sizes in bytes, whole pages.
+pub(crate) fn map_side_by_side(parts: [(*mut u8, usize); 2]) -> io::Result<NonNull<u8>> {
+    let size = parts.iter().map(|(_, size)| size).sum();
+    let whole = map(
+        size,
+        libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+    )?;
+    let mut offset = 0;
+    for (part, size) in parts {
+        let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+        // SAFETY: the target is inside the mapping just made, which nobody uses yet. An old size of 0 leaves the
+        // source where it is: a shared mapping is mapped once more.
+        let mapped = unsafe {
+            let target = whole.as_ptr().add(offset);
+            libc::mremap(part.cast(), 0, size, flags, target)
+        };
+        if mapped == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        offset += size;
+    }
+    Ok(whole)
+}
+
 impl Control {
     /// The parent: tells all guests to run or to leave.
     pub(crate) fn give(&self, order: Order) {
