@@ -345,7 +345,7 @@ fn check_limits(kvm: &Kvm, spec: &Spec) -> Result<()> {
     for limit in ["pid_max", "threads-max"] {
         let path = format!("/proc/sys/kernel/{limit}");
         let most = fs::read_to_string(path).unwrap_or_default();
-        // Half of the rest of the system's growth is not ours to know: leave a little room.
+        // What else the host starts meanwhile is not known: leave a little room.
         let needed = tasks + 100;
         if most.trim().parse().is_ok_and(|most: u64| most < needed) {
             return Err(host_cannot(format!(
