@@ -13,10 +13,7 @@ fn main() {
     println!("cargo:rerun-if-changed=bpf");
     for entry in fs::read_dir(sources).expect("failed to read `bpf`") {
         let source = entry.expect("failed to read `bpf`").path();
-        let name = source
-            .file_name()
-            .and_then(OsStr::to_str)
-            .unwrap_or_default();
+        let name = source.file_name().and_then(OsStr::to_str).unwrap_or_default();
         let Some(stem) = name.strip_suffix(".bpf.c") else {
             continue;
         };

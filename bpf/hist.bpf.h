@@ -89,15 +89,18 @@ static __always_inline bool hist_replaces(__u64 new, __u64 old, bool highest)
 	return highest ? new > old : new < old;
 }
 
-/* Records @ns where only this CPU writes (one element per CPU, interrupts off). */
-static __always_inline void hist_record(struct hist_octave *o, __u32 octave, __u64 ns, __u32 epoch)
+/* Records @n values of @ns each, @sum_ns in all, where only this CPU writes, interrupts off. */
+static __always_inline void hist_record(struct hist_octave *o, __u32 octave, __u64 ns, __u64 n,
+					__u64 sum_ns, __u32 epoch)
 {
 	__u64 extreme = hist_extreme(ns, epoch);
 
-	o->slots[hist_slot_of(ns, octave)]++;
-	o->sum_ns += ns;
-	o->above_us += hist_above(ns, octave, 1000, 9);
-	o->above_ms += hist_above(ns, octave, 1000000, 19);
+	o->slots[hist_slot_of(ns, octave)] += n;
+	o->sum_ns += sum_ns;
+	if (hist_above(ns, octave, 1000, 9))
+		o->above_us += n;
+	if (hist_above(ns, octave, 1000000, 19))
+		o->above_ms += n;
 	if (hist_replaces(extreme, o->highest[epoch & 1], true))
 		o->highest[epoch & 1] = extreme;
 	if (hist_replaces(extreme, o->lowest[epoch & 1], false))
@@ -120,18 +123,18 @@ static __always_inline void hist_race(__u64 *where, __u64 extreme, bool highest)
 	}
 }
 
-/* Records @ns where several CPUs write. */
+/* The same where several CPUs write. */
 static __always_inline void hist_record_shared(struct hist_octave *o, __u32 octave, __u64 ns,
-					       __u32 epoch)
+					       __u64 n, __u64 sum_ns, __u32 epoch)
 {
 	__u64 extreme = hist_extreme(ns, epoch);
 
-	__sync_fetch_and_add(&o->slots[hist_slot_of(ns, octave)], 1);
-	__sync_fetch_and_add(&o->sum_ns, ns);
+	__sync_fetch_and_add(&o->slots[hist_slot_of(ns, octave)], n);
+	__sync_fetch_and_add(&o->sum_ns, sum_ns);
 	if (hist_above(ns, octave, 1000, 9))
-		__sync_fetch_and_add(&o->above_us, 1);
+		__sync_fetch_and_add(&o->above_us, n);
 	if (hist_above(ns, octave, 1000000, 19))
-		__sync_fetch_and_add(&o->above_ms, 1);
+		__sync_fetch_and_add(&o->above_ms, n);
 	hist_race(&o->highest[epoch & 1], extreme, true);
 	hist_race(&o->lowest[epoch & 1], extreme, false);
 }

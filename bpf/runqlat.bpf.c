@@ -22,12 +22,16 @@ const volatile __u32 only_cgroup_level = 0;
 const volatile bool only_some_cpus = false;
 const volatile __u64 only_cpus[MAX_CPUS / 64] = {};
 
+const volatile __u32 cpus = 1;
+
 /* The number of the interval, advanced by user space before it reads. */
 volatile __u16 epoch;
 /* Waits that found no room in a map. */
 __u64 lost;
 /* Waits that ended but are not in the kernel's books. */
 __u64 unbooked;
+/* Waits counted from the books alone, as sched_switch did not show them. */
+__u64 reconstructed;
 /* Elements created in `keyed`: user space checks that it has read as many. */
 __u64 keyed_created;
 /* The smallest difference seen between CLOCK_MONOTONIC and a run queue's clock; ~0 before. */
@@ -35,7 +39,11 @@ __u64 clock_offset_ns;
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1); /* the number of possible CPUs, set at load */
+	/*
+	 * One element per possible CPU, written in sched_switch on that CPU alone, and another one
+	 * that only the iterator writes, as it may be interrupted by sched_switch. Set at load.
+	 */
+	__uint(max_entries, 1);
 	__type(key, __u32);
 	__type(value, struct cpu_waits);
 } by_cpu SEC(".maps");
@@ -105,9 +113,17 @@ static __always_inline bool wanted_now(struct task_struct *task, __u32 cpu, bool
 	       cgroup_ancestor_id(task->cgroups->dfl_cgrp, only_cgroup_level) == only_cgroup_id;
 }
 
-static __always_inline void count_keyed(struct task_struct *next, struct runq_wait *wait)
+struct samples {
+	__u64 ns;     /* of each */
+	__u64 n;      /* how many */
+	__u64 sum_ns; /* of all */
+	__u64 preempted;
+	__u64 start_unseen;
+};
+
+static __always_inline void count_keyed(struct task_struct *task, struct samples *s)
 {
-	struct waits_key key = {.id = task_id(next), .octave = hist_octave_of(wait->ns)};
+	struct waits_key key = {.id = task_id(task), .octave = hist_octave_of(s->ns)};
 	static const struct keyed_waits none;
 	struct keyed_waits *k;
 
@@ -118,53 +134,81 @@ static __always_inline void count_keyed(struct task_struct *next, struct runq_wa
 		/* If that failed, another CPU may have been first. */
 		k = bpf_map_lookup_elem(&keyed, &key);
 		if (!k) {
-			__sync_fetch_and_add(&lost, 1);
+			__sync_fetch_and_add(&lost, s->n);
 			return;
 		}
 	}
-	hist_record_shared(&k->waits.hist, key.octave, wait->ns, epoch);
-	if (wait->preempted)
-		__sync_fetch_and_add(&k->waits.preempted, 1);
-	if (wait->start_unseen)
-		__sync_fetch_and_add(&k->waits.start_unseen, 1);
-	k->last_ns = task_rq(next)->clock;
-	read_comm(k->comm, next);
+	hist_record_shared(&k->waits.hist, key.octave, s->ns, s->n, s->sum_ns, epoch);
+	if (s->preempted)
+		__sync_fetch_and_add(&k->waits.preempted, s->preempted);
+	if (s->start_unseen)
+		__sync_fetch_and_add(&k->waits.start_unseen, s->start_unseen);
+	k->last_ns = task_rq(task)->clock;
+	read_comm(k->comm, task);
 }
 
-static __always_inline void count_on_cpu(__u32 cpu, struct runq_wait *wait)
+static __always_inline void count_on_cpu(__u32 element, struct samples *s)
 {
-	__u32 octave = hist_octave_of(wait->ns);
+	__u32 octave = hist_octave_of(s->ns);
 	struct cpu_waits *c;
 	struct waits *w;
 
-	c = bpf_map_lookup_elem(&by_cpu, &cpu);
+	c = bpf_map_lookup_elem(&by_cpu, &element);
 	if (!c || octave >= HIST_OCTAVES) {
-		__sync_fetch_and_add(&lost, 1);
+		__sync_fetch_and_add(&lost, s->n);
 		return;
 	}
 	w = &c->octaves[octave];
-	hist_record(&w->hist, octave, wait->ns, epoch);
-	w->preempted += !!wait->preempted;
-	w->start_unseen += !!wait->start_unseen;
+	hist_record(&w->hist, octave, s->ns, s->n, s->sum_ns, epoch);
+	w->preempted += s->preempted;
+	w->start_unseen += s->start_unseen;
+}
+
+/* Records waits of @task, in @element of by_cpu if they have no other key. */
+static __always_inline void count(struct task_struct *task, __u32 element, struct samples *s)
+{
+	if (by == BY_NOTHING || by == BY_CPU)
+		count_on_cpu(element, s);
+	else
+		count_keyed(task, s);
+}
+
+/*
+ * Waits that the kernel has booked but sched_switch has not shown: their number and sum are exact;
+ * where there are several, each is taken for their mean. Not inlined: this is not the usual path.
+ */
+static __noinline int count_missed(struct task_struct *task, __u32 element, __u64 n, __u64 sum_ns)
+{
+	struct samples s = {.ns = sum_ns / (n ?: 1), .n = n, .sum_ns = sum_ns, .start_unseen = n};
+
+	__sync_fetch_and_add(&reconstructed, n);
+	count(task, element, &s);
+	return 0;
 }
 
 static __always_inline int switched_in(struct task_struct *next)
 {
 	__u32 cpu = bpf_get_smp_processor_id();
 	struct runq_wait wait = {};
-	bool booked;
+	struct samples s = {};
 
 	if (!next->pid || !wanted_for_ever(next))
 		return 0;
-	booked = runq_wait_ends(next, &wait);
+	runq_wait_ends(next, &wait);
 	if (!wanted_now(next, cpu, wait.vcpu))
 		return 0;
-	if (!booked)
+	if (wait.missed)
+		count_missed(next, cpu, wait.missed, wait.missed_ns);
+	if (!wait.booked && !wait.ns) {
 		__sync_fetch_and_add(&unbooked, 1);
-	else if (by == BY_NOTHING || by == BY_CPU)
-		count_on_cpu(cpu, &wait);
-	else
-		count_keyed(next, &wait);
+		return 0;
+	}
+	s.ns = wait.ns;
+	s.n = 1;
+	s.sum_ns = wait.ns;
+	s.preempted = wait.preempted;
+	s.start_unseen = wait.start_unseen;
+	count(next, cpu, &s);
 	return 0;
 }
 
@@ -174,36 +218,32 @@ static __noinline void write_waiting(struct seq_file *seq, struct waiting_task *
 	bpf_seq_write(seq, waiting, sizeof(*waiting));
 }
 
-/* Opens books for tasks that are not yet known, and writes those which wait. */
+/* Opens books for tasks not known yet, catches up with missed waits, writes tasks that wait. */
 static __always_inline int visit(struct seq_file *seq, struct task_struct *task)
 {
 	struct waiting_task waiting = {};
-	struct runq_books *b, first;
+	struct runq_wait wait = {};
 	struct rq *rq;
-	__u64 offset, run_delay;
-	bool vcpu;
+	__u64 offset;
 
 	if (!task || !task->pid || !wanted_for_ever(task))
 		return 0;
 	rq = task_rq(task);
 	offset = bpf_ktime_get_ns() - rq->clock;
-	/* Only one reader at a time runs this: no race. */
+	/* User space has one reader at a time: no race. */
 	if (offset < clock_offset_ns)
 		clock_offset_ns = offset;
 
-	first = runq_first_books(task);
-	b = bpf_task_storage_get(&books, task, &first, BPF_LOCAL_STORAGE_GET_F_CREATE);
-	vcpu = first.flags & RUNQ_VCPU;
-	if (b) {
-		run_delay = task->sched_info.run_delay;
-		if (run_delay > b->run_delay_ns)
-			waiting.waited_before_ns = run_delay - b->run_delay_ns;
-		vcpu |= !!(b->flags & RUNQ_VCPU);
-	}
-	waiting.last_queued_ns = task->sched_info.last_queued;
+	runq_look(task, &wait);
 	waiting.cpu = rq->cpu;
-	if (!waiting.last_queued_ns || !wanted_now(task, waiting.cpu, vcpu))
+	if (!wanted_now(task, waiting.cpu, wait.vcpu))
 		return 0;
+	if (wait.missed)
+		count_missed(task, cpus + waiting.cpu, wait.missed, wait.missed_ns);
+	waiting.last_queued_ns = task->sched_info.last_queued;
+	if (!waiting.last_queued_ns)
+		return 0;
+	waiting.waited_before_ns = wait.ns;
 	waiting.id = task_id(task);
 	read_comm(waiting.comm, task);
 	write_waiting(seq, &waiting);

@@ -116,10 +116,7 @@ impl TaskFilterArgs {
         if let (Some(pid), Some(vm)) = (self.pid, &vm)
             && vm.pid != pid
         {
-            return Err(usage(format!(
-                "VM {} is process {}, not {pid}",
-                vm.name, vm.pid
-            )));
+            return Err(usage(format!("VM {} is process {}, not {pid}", vm.name, vm.pid)));
         }
         Ok(TaskFilter {
             pid: self.pid,
@@ -134,23 +131,18 @@ fn check_process(pid: i32) -> Result<()> {
     let Ok(status) = fs::read_to_string(format!("/proc/{pid}/status")) else {
         return Err(usage(format!("no process has PID {pid}")));
     };
-    let tgid = status
-        .lines()
-        .find_map(|line| line.strip_prefix("Tgid:"))
-        .map(str::trim);
+    let tgid = status.lines().find_map(|line| line.strip_prefix("Tgid:")).map(str::trim);
     match tgid.and_then(|tgid| tgid.parse::<i32>().ok()) {
-        Some(tgid) if tgid != pid => Err(usage(format!(
-            "{pid} is a thread of process {tgid}: use -t {pid} for it alone"
-        ))),
+        Some(tgid) if tgid != pid => {
+            Err(usage(format!("{pid} is a thread of process {tgid}: use -t {pid} for it alone")))
+        }
         _ => Ok(()),
     }
 }
 
 /// A positive number of seconds, fractions allowed.
 fn parse_seconds(text: &str) -> Result<Duration, String> {
-    let seconds: f64 = text
-        .parse()
-        .map_err(|_| "not a number of seconds".to_owned())?;
+    let seconds: f64 = text.parse().map_err(|_| "not a number of seconds".to_owned())?;
     match Duration::try_from_secs_f64(seconds) {
         Ok(duration) if duration >= Duration::from_millis(1) => Ok(duration),
         Ok(_) => Err("must be at least 0.001 seconds".to_owned()),
@@ -168,9 +160,7 @@ impl std::str::FromStr for CpuList {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let number = |text: &str| {
-            text.parse::<u16>()
-                .map(usize::from)
-                .map_err(|_| "not a list of CPUs like 0-3,8")
+            text.parse::<u16>().map(usize::from).map_err(|_| "not a list of CPUs like 0-3,8")
         };
         let mut cpus = Vec::new();
         for part in text.split(',') {
@@ -195,10 +185,9 @@ impl CpuList {
     /// Checks that this host can have all these CPUs, of which it has `possible`. A usage error if not.
     pub fn check(&self, possible: usize) -> Result<()> {
         match self.0.last() {
-            Some(&last) if last >= possible => Err(usage(format!(
-                "there is no CPU {last}: this host has 0-{}",
-                possible - 1
-            ))),
+            Some(&last) if last >= possible => {
+                Err(usage(format!("there is no CPU {last}: this host has 0-{}", possible - 1)))
+            }
             _ => Ok(()),
         }
     }
@@ -230,9 +219,6 @@ mod tests {
     fn cpus_that_are_not_there_are_refused() {
         let list: CpuList = "0-3".parse().unwrap();
         assert!(list.check(4).is_ok());
-        assert_eq!(
-            list.check(2).unwrap_err().to_string(),
-            "there is no CPU 3: this host has 0-1"
-        );
+        assert_eq!(list.check(2).unwrap_err().to_string(), "there is no CPU 3: this host has 0-1");
     }
 }

@@ -33,17 +33,12 @@ impl Cgroup {
                 Some(root) => format!("name one below {}", root.display()),
                 None => "this host has none".to_owned(),
             };
-            return Err(usage(format!(
-                "`{shown}` is not a cgroup of version 2: {hint}"
-            )));
+            return Err(usage(format!("`{shown}` is not a cgroup of version 2: {hint}")));
         }
         let depth = |path: &Path| path.components().count();
         // Both the mount's root and its mount point begin with a component for `/`.
         let level = depth(&mount.root) - 1 + depth(&path) - depth(&mount.point);
-        Ok(Self {
-            id: metadata.ino(),
-            level: level as u32,
-        })
+        Ok(Self { id: metadata.ino(), level: level as u32 })
     }
 }
 
@@ -58,10 +53,7 @@ struct Mount {
 fn cgroup_mounts(mountinfo: &str) -> impl Iterator<Item = Mount> {
     mountinfo.lines().filter_map(|line| {
         let (fields, rest) = line.split_once(" - ")?;
-        let kind = rest
-            .split(' ')
-            .next()
-            .filter(|kind| kind.starts_with("cgroup"))?;
+        let kind = rest.split(' ').next().filter(|kind| kind.starts_with("cgroup"))?;
         let mut fields = fields.split(' ').skip(3);
         Some(Mount {
             root: fields.next()?.into(),
@@ -77,9 +69,7 @@ fn mount_of(path: &Path, mountinfo: &str) -> Option<Mount> {
 }
 
 fn first_cgroup2(mountinfo: &str) -> Option<PathBuf> {
-    cgroup_mounts(mountinfo)
-        .find(|mount| mount.kind == "cgroup2")
-        .map(|mount| mount.point)
+    cgroup_mounts(mountinfo).find(|mount| mount.kind == "cgroup2").map(|mount| mount.point)
 }
 
 #[cfg(test)]

@@ -73,9 +73,7 @@ fn parts(peak: u64, valley: u64) -> bool {
 
 /// The first and the last bucket around the peak of `start..end`; `None` if there is nothing.
 fn around_peak(counts: &[u64], start: usize, end: usize) -> Option<(usize, usize)> {
-    let peak = (start..end)
-        .max_by_key(|&i| counts[i])
-        .filter(|&i| counts[i] > 0)?;
+    let peak = (start..end).max_by_key(|&i| counts[i]).filter(|&i| counts[i] > 0)?;
     let least = (EDGE * counts[peak] as f64).max(1.0);
     let holds = |&i: &usize| counts[i] as f64 >= least;
     let first = (start..peak).rev().take_while(holds).last().unwrap_or(peak);
@@ -85,10 +83,8 @@ fn around_peak(counts: &[u64], start: usize, end: usize) -> Option<(usize, usize
 
 /// The groups as the words of a line: `groups: 93.1 % in 4-511 us, 6.9 % in 1-32 ms`.
 pub fn words(groups: &[Group]) -> Vec<String> {
-    let mut shares: Vec<(f64, String)> = groups
-        .iter()
-        .map(|group| (group.share, format!("in {}", range(group))))
-        .collect();
+    let mut shares: Vec<(f64, String)> =
+        groups.iter().map(|group| (group.share, format!("in {}", range(group)))).collect();
     let rest = 1.0 - groups.iter().map(|group| group.share).sum::<f64>();
     // A smaller rest would be printed as 0.0: the others add up to 100.0 without it.
     if rest >= 0.000_5 {
@@ -99,10 +95,7 @@ pub fn words(groups: &[Group]) -> Vec<String> {
         let comma = if i < last { "," } else { "" };
         format!("{:.1} % {place}{comma}", 100.0 * share)
     };
-    ["groups:".to_owned()]
-        .into_iter()
-        .chain(shares.into_iter().enumerate().map(word))
-        .collect()
+    ["groups:".to_owned()].into_iter().chain(shares.into_iter().enumerate().map(word)).collect()
 }
 
 /// A group's range with one unit where one will do: `4-511 us`, `1-32 ms`, `512 us-2 s`.
@@ -140,27 +133,18 @@ mod tests {
             60, 90, 26_000, 25_000, 14_000, 10_500, 8_000, 6_000, 3_500, 40, 900, 1_900, 2_300,
             1_300, 500, 4,
         ];
-        assert_eq!(
-            line(&picture),
-            "groups: 92.9 % in 4-511 us, 6.9 % in 1-32 ms, 0.2 % elsewhere"
-        );
+        assert_eq!(line(&picture), "groups: 92.9 % in 4-511 us, 6.9 % in 1-32 ms, 0.2 % elsewhere");
     }
 
     #[test]
     fn a_single_hump_is_one_group() {
-        assert_eq!(
-            line(&[0, 10, 100, 1_000, 100, 10]),
-            "groups: 100.0 % in 2-63 us"
-        );
+        assert_eq!(line(&[0, 10, 100, 1_000, 100, 10]), "groups: 100.0 % in 2-63 us");
         assert_eq!(line(&[97]), "groups: 100.0 % in 0-1 us");
     }
 
     #[test]
     fn an_empty_bucket_parts_two_groups() {
-        assert_eq!(
-            line(&[0, 0, 500, 0, 500]),
-            "groups: 50.0 % in 4-7 us, 50.0 % in 16-31 us"
-        );
+        assert_eq!(line(&[0, 0, 500, 0, 500]), "groups: 50.0 % in 4-7 us, 50.0 % in 16-31 us");
     }
 
     #[test]
@@ -174,16 +158,8 @@ mod tests {
 
     #[test]
     fn a_dip_that_chance_explains_parts_nothing() {
-        assert_eq!(
-            groups(&[0, 9, 4, 9]).len(),
-            1,
-            "5 below 9 is within three deviations"
-        );
-        assert_eq!(
-            groups(&[0, 900, 600, 900]).len(),
-            1,
-            "600 is more than half of 900"
-        );
+        assert_eq!(groups(&[0, 9, 4, 9]).len(), 1, "5 below 9 is within three deviations");
+        assert_eq!(groups(&[0, 900, 600, 900]).len(), 1, "600 is more than half of 900");
         assert_eq!(groups(&[0, 900, 400, 900]).len(), 2);
     }
 
@@ -201,13 +177,7 @@ mod tests {
 
     #[test]
     fn ranges_are_written_in_the_unit_of_their_ends() {
-        let group = |first_us, last_us| {
-            range(&Group {
-                first_us,
-                last_us,
-                share: 1.0,
-            })
-        };
+        let group = |first_us, last_us| range(&Group { first_us, last_us, share: 1.0 });
         assert_eq!(group(4, 511), "4-511 us");
         assert_eq!(group(1_024, 32_767), "1-32 ms");
         assert_eq!(group(512, 2_097_151), "512 us-2 s");

@@ -144,15 +144,11 @@ impl Hist {
         let index = |(within, _)| octave * SLOTS + within;
         let slots = || values.slots.iter().enumerate();
         if let Some(range) = slots().rfind(used).map(index).map(slot_range) {
-            let seen = extremes_of(epoch, values.highest)
-                .max()
-                .unwrap_or(range.end - 1);
+            let seen = extremes_of(epoch, values.highest).max().unwrap_or(range.end - 1);
             self.max_ns = self.max_ns.max(seen.clamp(range.start, range.end - 1));
         }
         if let Some(range) = slots().find(used).map(index).map(slot_range) {
-            let seen = extremes_of(epoch, values.lowest)
-                .min()
-                .unwrap_or(range.start);
+            let seen = extremes_of(epoch, values.lowest).min().unwrap_or(range.start);
             let lowest = seen.clamp(range.start, range.end - 1);
             self.min_ns = Some(self.min_ns.map_or(lowest, |min| min.min(lowest)));
         }
@@ -227,9 +223,7 @@ impl Hist {
 
     /// The non-empty slots: the values they hold (half-open, in nanoseconds) and how many there were.
     pub fn buckets(&self) -> impl Iterator<Item = (Range<u64>, u64)> {
-        self.slots
-            .iter()
-            .map(|(&index, &count)| (slot_range(index), count))
+        self.slots.iter().map(|(&index, &count)| (slot_range(index), count))
     }
 
     /// Counts by power of two of the unit: the first element is [0, 2), then [2, 4), [4, 8) and so on. Exact.
@@ -238,10 +232,7 @@ impl Hist {
             Unit::Micros => &self.micros,
             Unit::Millis => &self.millis,
         };
-        let used = counts
-            .iter()
-            .rposition(|&n| n > 0)
-            .map_or(0, |last| last + 1);
+        let used = counts.iter().rposition(|&n| n > 0).map_or(0, |last| last + 1);
         &counts[..used]
     }
 
@@ -284,17 +275,9 @@ mod tests {
 
     #[test]
     fn differences_leave_nothing_of_the_earlier_interval() {
-        let mut early = Octave {
-            sum_ns: 2_100,
-            above_us: 1,
-            ..Octave::default()
-        };
+        let mut early = Octave { sum_ns: 2_100, above_us: 1, ..Octave::default() };
         early.slots[3] = 2;
-        let mut late = Octave {
-            sum_ns: 3_300,
-            above_us: 2,
-            ..early
-        };
+        let mut late = Octave { sum_ns: 3_300, above_us: 2, ..early };
         late.slots[4] = 1;
         let since = late.since(&early);
         assert_eq!((since.count(), since.sum_ns, since.above_us), (1, 1_200, 1));
@@ -308,14 +291,8 @@ mod tests {
         octave.slots[0] = 1;
         octave.slots[31] = 1;
         // Octave 6 is [1024, 2048). The other epoch's extremes are of long ago.
-        octave.highest = [
-            7 << EPOCH_SHIFT | 2_047,
-            u64::from(epoch) << EPOCH_SHIFT | 2_020,
-        ];
-        octave.lowest = [
-            7 << EPOCH_SHIFT | 1_024,
-            u64::from(epoch) << EPOCH_SHIFT | 1_031,
-        ];
+        octave.highest = [7 << EPOCH_SHIFT | 2_047, u64::from(epoch) << EPOCH_SHIFT | 2_020];
+        octave.lowest = [7 << EPOCH_SHIFT | 1_024, u64::from(epoch) << EPOCH_SHIFT | 1_031];
         let mut hist = Hist::default();
         hist.add(6, &octave, epoch);
         assert_eq!((hist.min_ns(), hist.max_ns()), (Some(1_031), Some(2_020)));

@@ -1,7 +1,6 @@
 //! What this host can do, asked before anything is loaded, and what to tell a user when it cannot.
 
 use std::fs;
-use std::os::fd::RawFd;
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
@@ -21,9 +20,7 @@ pub fn check_bpf(tool: &str) -> Result<()> {
     let status =
         fs::read_to_string("/proc/self/status").context("failed to read `/proc/self/status`")?;
     if !may_load_bpf(effective_capabilities(&status)) {
-        return Err(host_cannot(format!(
-            "{tool} needs CAP_BPF and CAP_PERFMON: run it as root"
-        )));
+        return Err(host_cannot(format!("{tool} needs CAP_BPF and CAP_PERFMON: run it as root")));
     }
     if !Path::new(BTF).exists() {
         return Err(host_cannot(format!(
@@ -36,8 +33,7 @@ pub fn check_bpf(tool: &str) -> Result<()> {
 
 fn effective_capabilities(status: &str) -> u64 {
     let hex = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    hex.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
-        .unwrap_or(0)
+    hex.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).unwrap_or(0)
 }
 
 fn may_load_bpf(capabilities: u64) -> bool {
@@ -60,37 +56,14 @@ pub fn explain_load_error(tool: &str, err: libbpf_rs::Error) -> anyhow::Error {
 pub fn pid_max() -> Result<u64> {
     let path = "/proc/sys/kernel/pid_max";
     let text = fs::read_to_string(path).with_context(|| format!("failed to read `{path}`"))?;
-    text.trim()
-        .parse()
-        .with_context(|| format!("failed to parse `{path}`"))
+    text.trim().parse().with_context(|| format!("failed to parse `{path}`"))
 }
 
 /// The number of threads that exist now (the second half of /proc/loadavg's fourth field).
 pub fn threads() -> Result<u64> {
     let text = fs::read_to_string("/proc/loadavg").context("failed to read `/proc/loadavg`")?;
-    let total = text
-        .split(' ')
-        .nth(3)
-        .and_then(|field| field.split_once('/'));
-    total
-        .and_then(|(_, total)| total.parse().ok())
-        .context("failed to parse `/proc/loadavg`")
-}
-
-/// How often a loaded program was not run because it was running on that CPU already. Kernels before 5.12 do not
-/// count this: 0.
-pub fn recursion_misses(program: RawFd) -> Result<u64> {
-    let path = format!("/proc/self/fdinfo/{program}");
-    let text = fs::read_to_string(&path).with_context(|| format!("failed to read `{path}`"))?;
-    let count = text
-        .lines()
-        .find_map(|line| line.strip_prefix("recursion_misses:"));
-    count.map_or(Ok(0), |count| {
-        count
-            .trim()
-            .parse()
-            .with_context(|| format!("failed to parse `{path}`"))
-    })
+    let total = text.split(' ').nth(3).and_then(|field| field.split_once('/'));
+    total.and_then(|(_, total)| total.parse().ok()).context("failed to parse `/proc/loadavg`")
 }
 
 /// Sends libbpf's messages to standard error, or nowhere.

@@ -16,11 +16,9 @@ pub fn copy_out<T: Plain>(bytes: &[u8]) -> Result<T> {
     let mut value: T = unsafe { mem::zeroed() };
     match value.copy_from_bytes(bytes) {
         Ok(()) => Ok(value),
-        Err(_) => bail!(
-            "the kernel gave {} bytes of `{}`",
-            bytes.len(),
-            std::any::type_name::<T>()
-        ),
+        Err(_) => {
+            bail!("the kernel gave {} bytes of `{}`", bytes.len(), std::any::type_name::<T>())
+        }
     }
 }
 
@@ -34,9 +32,7 @@ pub fn read_all<K: Plain, V: Plain>(map: &impl MapCore, at_least: u64) -> Result
     let mut elements = Vec::new();
     let mut batch = Batch::new(map, BATCH.min(map.max_entries()));
     loop {
-        let more = batch
-            .next()
-            .with_context(|| format!("failed to read map `{name}`"))?;
+        let more = batch.next().with_context(|| format!("failed to read map `{name}`"))?;
         for (key, value) in batch.elements() {
             elements.push((copy_out(key)?, copy_out(value)?));
         }
@@ -45,10 +41,7 @@ pub fn read_all<K: Plain, V: Plain>(map: &impl MapCore, at_least: u64) -> Result
         }
     }
     if (elements.len() as u64) < at_least {
-        bail!(
-            "failed to read map `{name}`: {} of {at_least} elements",
-            elements.len()
-        );
+        bail!("failed to read map `{name}`: {} of {at_least} elements", elements.len());
     }
     Ok(elements)
 }
@@ -87,11 +80,7 @@ impl<'map> Batch<'map> {
     fn next(&mut self) -> io::Result<bool> {
         loop {
             self.count = self.capacity;
-            let from = if self.started {
-                self.position.as_mut_ptr()
-            } else {
-                ptr::null_mut()
-            };
+            let from = if self.started { self.position.as_mut_ptr() } else { ptr::null_mut() };
             // SAFETY: the buffers hold `count` keys and values and a position. The kernel reads `from` before it
             // writes the new position to the same place.
             let result = unsafe {
@@ -120,15 +109,11 @@ impl<'map> Batch<'map> {
     fn grow(&mut self) {
         self.capacity *= 2;
         self.keys.resize(self.key_size * self.capacity as usize, 0);
-        self.values
-            .resize(self.value_size * self.capacity as usize, 0);
+        self.values.resize(self.value_size * self.capacity as usize, 0);
     }
 
     fn elements(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
-        let (keys, values) = (
-            self.keys.chunks(self.key_size),
-            self.values.chunks(self.value_size),
-        );
+        let (keys, values) = (self.keys.chunks(self.key_size), self.values.chunks(self.value_size));
         keys.zip(values).take(self.count as usize)
     }
 }

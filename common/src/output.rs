@@ -59,18 +59,12 @@ impl Interval {
     /// Their values. All times have six decimals: pandas takes its format from the first one.
     pub fn fields(&self) -> [Field; 2] {
         let seconds = (self.length.as_secs_f64() * 1e6).round() / 1e6;
-        [
-            ("time", format!("{:.6}", self.end).into()),
-            ("interval_s", seconds.into()),
-        ]
+        [("time", format!("{:.6}", self.end).into()), ("interval_s", seconds.into())]
     }
 
     /// The local time of day at which the interval ended, as BCC prints it.
     pub fn clock(&self) -> String {
-        self.end
-            .to_zoned(TimeZone::system())
-            .strftime("%H:%M:%S")
-            .to_string()
+        self.end.to_zoned(TimeZone::system()).strftime("%H:%M:%S").to_string()
     }
 }
 
@@ -101,10 +95,8 @@ fn write_csv_record(out: &mut dyn Write, values: impl Iterator<Item = Value>) ->
 
 /// Writes the fields as a JSON object on a line of its own.
 pub fn write_json_line(out: &mut dyn Write, fields: impl IntoIterator<Item = Field>) -> Result<()> {
-    let object: Map<String, Value> = fields
-        .into_iter()
-        .map(|(name, value)| (name.to_owned(), value))
-        .collect();
+    let object: Map<String, Value> =
+        fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
     // As one write: what comes through a pipe is whole lines.
     let mut line = serde_json::to_vec(&object)?;
     line.push(b'\n');
@@ -130,11 +122,7 @@ pub fn write_picture(out: &mut dyn Write, unit: Unit, counts: &[u64]) -> io::Res
     for (i, &count) in counts.iter().enumerate() {
         let (low, high) = (if i == 0 { 0 } else { 1_u64 << i }, (2_u64 << i) - 1);
         let stars = (u128::from(count) * BAR as u128 / u128::from(most)) as usize;
-        writeln!(
-            out,
-            "{low:>10} -> {high:<10} : {count:<8} |{:<BAR$}|",
-            "*".repeat(stars)
-        )?;
+        writeln!(out, "{low:>10} -> {high:<10} : {count:<8} |{:<BAR$}|", "*".repeat(stars))?;
     }
     Ok(())
 }
@@ -204,12 +192,7 @@ impl<'a, W: Write> HdrLog<'a, W> {
         let start = end.saturating_sub(interval.length);
         let hdr = hist.to_hdr(HDR_DIGITS)?;
         self.log
-            .write_histogram(
-                &hdr,
-                start,
-                interval.length,
-                tag.as_deref().and_then(Tag::new),
-            )
+            .write_histogram(&hdr, start, interval.length, tag.as_deref().and_then(Tag::new))
             .map_err(|err| anyhow::anyhow!("failed to write the HdrHistogram log: {err:?}"))
     }
 }
@@ -239,11 +222,7 @@ mod tests {
     #[test]
     fn csv_quotes_what_needs_it_and_leaves_unknown_figures_empty() {
         let line = written(|out| {
-            let fields = [
-                ("comm", "a,\"b\"".into()),
-                ("count", 7.into()),
-                ("p50_ns", Value::Null),
-            ];
+            let fields = [("comm", "a,\"b\"".into()), ("count", 7.into()), ("p50_ns", Value::Null)];
             write_csv_row(out, fields).unwrap();
         });
         assert_eq!(line, "\"a,\"\"b\"\"\",7,\n");
@@ -297,37 +276,24 @@ mod tests {
 
         let start: Timestamp = "2026-11-23T04:42:00Z".parse().unwrap();
         let hist = Hist::of([1_000, 2_000, 3_000_000]);
-        let interval = Interval {
-            end: start + Duration::from_secs(2),
-            length: Duration::from_secs(1),
-        };
+        let interval =
+            Interval { end: start + Duration::from_secs(2), length: Duration::from_secs(1) };
         let (mut bytes, mut serializer) = (Vec::new(), HdrSerializer::new());
         let mut log = HdrLog::begin(&mut bytes, &mut serializer, start, "runqlat").unwrap();
-        log.append(&interval, Some("loadgen-0001, x"), &hist)
-            .unwrap();
-        let entries: Vec<_> = IntervalLogIterator::new(&bytes)
-            .map(Result::unwrap)
-            .collect();
-        let Some(LogEntry::Interval(entry)) = entries.last() else {
-            panic!("{entries:?}")
-        };
+        log.append(&interval, Some("loadgen-0001, x"), &hist).unwrap();
+        let entries: Vec<_> = IntervalLogIterator::new(&bytes).map(Result::unwrap).collect();
+        let Some(LogEntry::Interval(entry)) = entries.last() else { panic!("{entries:?}") };
         assert_eq!(entry.tag().unwrap().as_str(), "loadgen-0001__x");
         assert_eq!(entry.start_timestamp(), Duration::from_secs(1));
         assert_eq!(entry.duration(), Duration::from_secs(1));
         let encoded = hdrhistogram_base64(entry.encoded_histogram());
         let read: Histogram<u64> = Deserializer::new().deserialize(&mut &encoded[..]).unwrap();
         assert_eq!(read.len(), 3);
-        assert!(
-            read.max().abs_diff(3_000_000) < 3_000_000 / 60,
-            "{}",
-            read.max()
-        );
+        assert!(read.max().abs_diff(3_000_000) < 3_000_000 / 60, "{}", read.max());
     }
 
     fn hdrhistogram_base64(text: &str) -> Vec<u8> {
         use base64::Engine as _;
-        base64::engine::general_purpose::STANDARD
-            .decode(text)
-            .unwrap()
+        base64::engine::general_purpose::STANDARD.decode(text).unwrap()
     }
 }

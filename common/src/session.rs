@@ -118,19 +118,12 @@ impl Ticker {
     /// Without an interval there is one tick, at the end. `count` limits the ticks, `duration` the whole run.
     pub fn new(interval: Option<Duration>, count: Option<u64>, duration: Option<Duration>) -> Self {
         let start = Instant::now();
-        Self {
-            start,
-            interval,
-            left: count,
-            end: duration.map(|d| start + d),
-        }
+        Self { start, interval, left: count, end: duration.map(|d| start + d) }
     }
 
     /// Waits for the next tick. False if it is the last one: the count or the duration is over, or a signal came.
     pub fn wait(&mut self, stop: &Stop) -> bool {
-        let tick = self
-            .interval
-            .map(|interval| self.next_tick(interval, Instant::now()));
+        let tick = self.interval.map(|interval| self.next_tick(interval, Instant::now()));
         let deadline = [tick, self.end].into_iter().flatten().min();
         let stopped = stop.wait_until(deadline);
         self.left = self.left.map(|left| left.saturating_sub(1));
@@ -166,9 +159,7 @@ mod tests {
     #[test]
     fn a_closed_pipe_is_recognised_under_context() {
         let pipe: anyhow::Error = io::Error::from(io::ErrorKind::BrokenPipe).into();
-        assert!(is_closed_pipe(
-            &pipe.context("failed to write the histogram")
-        ));
+        assert!(is_closed_pipe(&pipe.context("failed to write the histogram")));
         assert!(!is_closed_pipe(&anyhow::anyhow!("something else")));
     }
 }

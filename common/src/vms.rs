@@ -22,18 +22,11 @@ pub struct Vm {
 pub fn find(wanted: &str) -> Result<Vm> {
     if let Ok(pid) = wanted.parse() {
         if runs_vm(pid) {
-            return Ok(Vm {
-                pid,
-                name: name_of(pid).unwrap_or_default(),
-            });
+            return Ok(Vm { pid, name: name_of(pid).unwrap_or_default() });
         }
         return Err(usage(format!("process {pid} runs no VM")));
     }
-    let named = |pid| {
-        name_of(pid)
-            .map(|name| Vm { pid, name })
-            .filter(|vm| vm.name == wanted)
-    };
+    let named = |pid| name_of(pid).map(|name| Vm { pid, name }).filter(|vm| vm.name == wanted);
     let mut found = processes().filter_map(named).filter(|vm| runs_vm(vm.pid));
     let Some(vm) = found.next() else {
         return Err(usage(format!("no VM is named `{wanted}`")));
@@ -54,10 +47,7 @@ fn processes() -> impl Iterator<Item = i32> {
 
 /// True if the process holds a VM's file descriptor (virt/kvm/kvm_main.c names it `kvm-vm`).
 fn runs_vm(pid: i32) -> bool {
-    let fds = fs::read_dir(format!("/proc/{pid}/fd"))
-        .into_iter()
-        .flatten()
-        .flatten();
+    let fds = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
     fds.filter_map(|fd| fs::read_link(fd.path()).ok())
         .any(|target| target == Path::new("anon_inode:kvm-vm"))
 }
@@ -65,16 +55,11 @@ fn runs_vm(pid: i32) -> bool {
 /// The name of the VM that a process runs; `None` if the process is gone.
 fn name_of(pid: i32) -> Option<String> {
     let cmdline = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-    let args: Vec<_> = cmdline
-        .split(|&b| b == 0)
-        .map(String::from_utf8_lossy)
-        .collect();
+    let args: Vec<_> = cmdline.split(|&b| b == 0).map(String::from_utf8_lossy).collect();
     let args: Vec<&str> = args.iter().map(AsRef::as_ref).collect();
     let comm = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
     let cgroups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
-    let name = name_from_args(&args)
-        .map(str::to_owned)
-        .or_else(|| name_from_cgroup(&cgroups));
+    let name = name_from_args(&args).map(str::to_owned).or_else(|| name_from_cgroup(&cgroups));
     Some(name.unwrap_or_else(|| comm.trim_end().to_owned()))
 }
 
@@ -92,12 +77,8 @@ fn name_from_args<'a>(args: &[&'a str]) -> Option<&'a str> {
     };
     if vmm.starts_with("qemu") || vmm == "kvm" {
         let value = value_of("-name").or_else(|| value_of("--name"))?;
-        let guest = value
-            .split(',')
-            .find_map(|part| part.strip_prefix("guest="));
-        return guest
-            .or_else(|| value.split(',').next())
-            .filter(|name| !name.is_empty());
+        let guest = value.split(',').find_map(|part| part.strip_prefix("guest="));
+        return guest.or_else(|| value.split(',').next()).filter(|name| !name.is_empty());
     }
     if vmm.starts_with("firecracker") {
         return value_of("--id");
@@ -108,14 +89,11 @@ fn name_from_args<'a>(args: &[&'a str]) -> Option<&'a str> {
 /// The name in a libvirt (systemd-machined) scope: `machine-qemu\x2d3\x2dweb.scope` is `web`. It serves VMMs that
 /// are told no name, cloud-hypervisor for one.
 fn name_from_cgroup(cgroups: &str) -> Option<String> {
-    let scope = cgroups
-        .lines()
-        .flat_map(|line| line.split('/'))
-        .find_map(|part| {
-            part.strip_prefix("machine-")?
-                .strip_suffix(".scope")
-                .map(|scope| scope.replace("\\x2d", "-"))
-        })?;
+    let scope = cgroups.lines().flat_map(|line| line.split('/')).find_map(|part| {
+        part.strip_prefix("machine-")?
+            .strip_suffix(".scope")
+            .map(|scope| scope.replace("\\x2d", "-"))
+    })?;
     // DRIVER-ID-NAME
     let mut parts = scope.splitn(3, '-').skip(1);
     let numbered = parts.next()?.parse::<u32>().is_ok();
@@ -129,9 +107,7 @@ pub struct Names(HashMap<i32, String>);
 impl Names {
     /// The name of the VM of process `pid`, or `comm` if the process is gone already.
     pub fn name(&mut self, pid: i32, comm: &str) -> &str {
-        self.0
-            .entry(pid)
-            .or_insert_with(|| name_of(pid).unwrap_or_else(|| comm.to_owned()))
+        self.0.entry(pid).or_insert_with(|| name_of(pid).unwrap_or_else(|| comm.to_owned()))
     }
 }
 
@@ -143,10 +119,7 @@ mod tests {
     fn qemu_is_told_its_guests_name() {
         let qemu = "/usr/bin/qemu-system-x86_64";
         let name = |args: &[&'static str]| name_from_args(&[&[qemu], args].concat());
-        assert_eq!(
-            name(&["-name", "guest=web,debug-threads=on", "-smp", "2"]),
-            Some("web")
-        );
+        assert_eq!(name(&["-name", "guest=web,debug-threads=on", "-smp", "2"]), Some("web"));
         assert_eq!(name(&["-name", "debug-threads=on,guest=web"]), Some("web"));
         assert_eq!(name(&["-m", "512", "-name", "db,process=x"]), Some("db"));
         assert_eq!(name(&["-m", "512"]), None);
@@ -155,14 +128,8 @@ mod tests {
 
     #[test]
     fn firecracker_has_an_id() {
-        assert_eq!(
-            name_from_args(&["firecracker", "--id", "vm-7"]),
-            Some("vm-7")
-        );
-        assert_eq!(
-            name_from_args(&["/opt/firecracker-v1.9", "--id=vm-8"]),
-            Some("vm-8")
-        );
+        assert_eq!(name_from_args(&["firecracker", "--id", "vm-7"]), Some("vm-7"));
+        assert_eq!(name_from_args(&["/opt/firecracker-v1.9", "--id=vm-8"]), Some("vm-8"));
         assert_eq!(name_from_args(&["sleep", "--id", "vm-7"]), None);
         assert_eq!(name_from_args(&[""]), None);
     }
@@ -172,10 +139,7 @@ mod tests {
         let scope = "0::/machine.slice/machine-ch\\x2d3\\x2dmy\\x2dvm.scope/emulator\n";
         assert_eq!(name_from_cgroup(scope).as_deref(), Some("my-vm"));
         assert_eq!(name_from_cgroup("0::/user.slice\n"), None);
-        assert_eq!(
-            name_from_cgroup("0::/machine.slice/machine-x.scope\n"),
-            None
-        );
+        assert_eq!(name_from_cgroup("0::/machine.slice/machine-x.scope\n"), None);
     }
 
     #[test]

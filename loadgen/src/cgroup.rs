@@ -148,8 +148,7 @@ fn kill_all(dir: &Path) {
 fn switch_on_cpu(parent: &Path) -> bool {
     let lists_cpu = |file: &str| {
         let list = fs::read_to_string(parent.join(file)).unwrap_or_default();
-        list.split_whitespace()
-            .any(|controller| controller == "cpu")
+        list.split_whitespace().any(|controller| controller == "cpu")
     };
     lists_cpu("cgroup.controllers")
         && !lists_cpu("cgroup.subtree_control")
@@ -175,11 +174,7 @@ fn parse_mount(line: &str) -> Option<Mount> {
         _ => return None,
     };
     let mut mount = mount.split(' ').skip(3);
-    Some(Mount {
-        version,
-        root: mount.next()?.into(),
-        point: mount.next()?.into(),
-    })
+    Some(Mount { version, root: mount.next()?.into(), point: mount.next()?.into() })
 }
 
 /// This process's own cgroup, from /proc/self/cgroup.
@@ -209,10 +204,7 @@ mod tests {
         assert_eq!(parse_mount(cpuset), None);
         let v2 = "30 23 0:26 /docker/1 /sys/fs/cgroup rw shared:4 - cgroup2 cgroup2 rw,nsdelegate";
         let mount = parse_mount(v2).expect("a v2 hierarchy");
-        assert_eq!(
-            (mount.version, mount.root.as_path()),
-            (Version::V2, Path::new("/docker/1"))
-        );
+        assert_eq!((mount.version, mount.root.as_path()), (Version::V2, Path::new("/docker/1")));
         assert_eq!(parse_mount("22 1 8:1 / / rw - ext4 /dev/sda1 rw"), None);
     }
 

@@ -148,14 +148,7 @@ impl Fleet {
             let (vm, vcpu) = (index / vcpus, index % vcpus);
             let pid = self.page(vm, 0).pid.load(Relaxed);
             let workload = self.plan.workload;
-            Truth::read(
-                self.page(vm, vcpu),
-                vm,
-                vcpu,
-                pid,
-                workload,
-                self.plan.steal,
-            )
+            Truth::read(self.page(vm, vcpu), vm, vcpu, pid, workload, self.plan.steal)
         })
     }
 
@@ -184,10 +177,7 @@ impl Fleet {
                 thread::sleep(LEAVE_POLL + LEAVE_POLL_PER_GUEST * self.living);
             }
         }
-        Stopped {
-            killed,
-            duration: start.elapsed(),
-        }
+        Stopped { killed, duration: start.elapsed() }
     }
 
     /// Removes the cgroup, too. An error if anything is left behind.
@@ -330,9 +320,7 @@ fn open_kvm() -> Result<Kvm> {
 /// Refuses what could only fail halfway.
 fn check_limits(kvm: &Kvm, spec: &Spec) -> Result<()> {
     if !kvm.check_extension(Cap::UserMemory) {
-        return Err(host_cannot(
-            "KVM has no KVM_CAP_USER_MEMORY: use a newer kernel",
-        ));
+        return Err(host_cannot("KVM has no KVM_CAP_USER_MEMORY: use a newer kernel"));
     }
     let most_vcpus = kvm.get_max_vcpus();
     if spec.vcpus as usize > most_vcpus {
@@ -362,10 +350,7 @@ fn check_limits(kvm: &Kvm, spec: &Spec) -> Result<()> {
 /// Number of tasks on this host: the second half of the fourth field of /proc/loadavg.
 fn running_tasks() -> u64 {
     let loadavg = fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    let tasks = loadavg
-        .split_whitespace()
-        .nth(3)
-        .and_then(|f| f.split_once('/'));
+    let tasks = loadavg.split_whitespace().nth(3).and_then(|f| f.split_once('/'));
     tasks.and_then(|(_, all)| all.parse().ok()).unwrap_or(0)
 }
 
@@ -376,9 +361,9 @@ fn fork_failed(index: u32, cause: &io::Error) -> anyhow::Error {
             "failed to fork `{name}`: {cause}: raise the limit on processes (ulimit -u, pids.max of the \
              cgroup, kernel.pid_max) or ask for fewer guests"
         )),
-        Some(libc::ENOMEM) => host_cannot(format!(
-            "failed to fork `{name}`: {cause}: ask for fewer guests"
-        )),
+        Some(libc::ENOMEM) => {
+            host_cannot(format!("failed to fork `{name}`: {cause}: ask for fewer guests"))
+        }
         _ => anyhow!("failed to fork `{name}`: {cause}"),
     }
 }

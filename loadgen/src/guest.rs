@@ -57,9 +57,7 @@ impl Plan {
     ) -> Result<Self> {
         let cpuids = match workload.timer() {
             None => Vec::new(),
-            Some(_) => (0..vcpus)
-                .map(|vcpu| cpuid(kvm, vcpu))
-                .collect::<Result<_>>()?,
+            Some(_) => (0..vcpus).map(|vcpu| cpuid(kvm, vcpu)).collect::<Result<_>>()?,
         };
         let steal_msr = |vcpu| {
             let entry = kvm_msr_entry {
@@ -167,8 +165,7 @@ impl Guest<'_> {
                 result => break result.map_err(of_kvm(Step::CreateVm))?,
             }
         };
-        vm.set_tss_address(image::KVM_TSS_GPA)
-            .map_err(of_kvm(Step::SetTssAddress))?;
+        vm.set_tss_address(image::KVM_TSS_GPA).map_err(of_kvm(Step::SetTssAddress))?;
         if self.plan.workload.timer().is_some() {
             self.create_irqchip(&vm)?;
         }
@@ -192,10 +189,7 @@ impl Guest<'_> {
     /// A local APIC per vCPU; the rest of the chip set only where KVM cannot leave it out.
     fn create_irqchip(&self, vm: &VmFd) -> Result<(), Failure> {
         let result = if self.plan.split_irqchip {
-            let cap = kvm_enable_cap {
-                cap: KVM_CAP_SPLIT_IRQCHIP,
-                ..Default::default()
-            };
+            let cap = kvm_enable_cap { cap: KVM_CAP_SPLIT_IRQCHIP, ..Default::default() };
             vm.enable_cap(&cap)
         } else {
             vm.create_irq_chip()
@@ -204,9 +198,7 @@ impl Guest<'_> {
     }
 
     fn create_vcpu(&self, vm: &VmFd, number: u32) -> Result<VcpuFd, Failure> {
-        let vcpu = vm
-            .create_vcpu(number.into())
-            .map_err(of_kvm(Step::CreateVcpu))?;
+        let vcpu = vm.create_vcpu(number.into()).map_err(of_kvm(Step::CreateVcpu))?;
         let page = self.page(number);
         image::prepare_page(page, number);
         let timer = self.plan.workload.timer();
@@ -217,9 +209,7 @@ impl Guest<'_> {
                 vcpu.set_cpuid2(cpuid).map_err(of_kvm(Step::SetCpuid))?;
             }
             // With a local APIC all vCPUs but the first wait for a start-up interrupt, unless told otherwise.
-            let state = kvm_mp_state {
-                mp_state: KVM_MP_STATE_RUNNABLE,
-            };
+            let state = kvm_mp_state { mp_state: KVM_MP_STATE_RUNNABLE };
             vcpu.set_mp_state(state).map_err(of_kvm(Step::SetState))?;
         }
         let entry = match timer {
@@ -228,10 +218,8 @@ impl Guest<'_> {
         };
         let set_registers = of_kvm(Step::SetRegisters);
         let initial = vcpu.get_sregs().map_err(&set_registers)?;
-        vcpu.set_sregs(&image::sregs(initial, number))
-            .map_err(&set_registers)?;
-        vcpu.set_regs(&image::regs(entry, number))
-            .map_err(&set_registers)?;
+        vcpu.set_sregs(&image::sregs(initial, number)).map_err(&set_registers)?;
+        vcpu.set_regs(&image::regs(entry, number)).map_err(&set_registers)?;
         if let Some(msrs) = self.plan.steal_msrs.get(number as usize)
             && self.plan.steal
         {
@@ -311,8 +299,7 @@ fn set_timer(page: &VcpuPage, timer: Timer, tsc_khz: u32) {
     page.period_ns.store(period_ns, Relaxed);
     page.period_tsc.store(period, Relaxed);
     page.grid_tsc.store(period + (period >> 14), Relaxed);
-    page.burn_tsc
-        .store(clamp(tsc_cycles(timer.burn.as_nanos())), Relaxed);
+    page.burn_tsc.store(clamp(tsc_cycles(timer.burn.as_nanos())), Relaxed);
     page.tsc_per_ns.store(clamp(tsc_cycles(1 << 32)), Relaxed);
 }
 

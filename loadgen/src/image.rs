@@ -65,13 +65,8 @@ const TASK: u16 = 0x28;
 
 /// Flat 64-bit segments in the order of the selectors above, accessed bit set. The task descriptor is absent:
 /// KVM_SET_SREGS loads TR directly and nothing loads it again.
-const GDT: [u64; 5] = [
-    0,
-    0x00af_9b00_0000_ffff,
-    0x00cf_9300_0000_ffff,
-    0x00cf_f300_0000_ffff,
-    0x00af_fb00_0000_ffff,
-];
+const GDT: [u64; 5] =
+    [0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff, 0x00cf_f300_0000_ffff, 0x00af_fb00_0000_ffff];
 
 /// Interrupts on, and I/O allowed in ring 3 (IOPL 3) for the write to the stop port; bit 1 is always set.
 const RFLAGS: u64 = 1 << 9 | 3 << 12 | 1 << 1;
@@ -105,10 +100,7 @@ pub(crate) unsafe fn write(image: *mut u8) {
         put(gpa, descriptor);
     }
     // Everything else in the IDT stays absent: an exception is a triple fault, which the VMM reports.
-    let gates = [
-        (code::TICK_VECTOR, Entry::OnTick, 0),
-        (code::WAIT_VECTOR, Entry::OnWait, 3),
-    ];
+    let gates = [(code::TICK_VECTOR, Entry::OnTick, 0), (code::WAIT_VECTOR, Entry::OnWait, 3)];
     for (vector, entry, ring) in gates {
         let [low, high] = interrupt_gate(address_of(entry), ring);
         put(IDT_GPA + u64::from(vector) * 16, low);

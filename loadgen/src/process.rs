@@ -37,9 +37,8 @@ pub(crate) fn exit_now(status: i32) -> ! {
 
 /// Refuses to go on in a process that has more than one thread: forking it would copy held locks.
 pub(crate) fn check_single_threaded() -> Result<()> {
-    let threads = fs::read_dir("/proc/self/task")
-        .context("failed to read `/proc/self/task`")?
-        .count();
+    let threads =
+        fs::read_dir("/proc/self/task").context("failed to read `/proc/self/task`")?.count();
     if threads != 1 {
         bail!(
             "failed to create a fleet: it forks, so this process must have one thread, not {threads}"

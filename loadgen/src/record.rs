@@ -172,10 +172,7 @@ impl Failure {
     /// An exit that should not happen: `reason` is one of KVM_EXIT_*.
     pub(crate) fn exit(reason: u32) -> Self {
         let detail = u64::from(reason);
-        Self {
-            step: Step::Exit,
-            detail,
-        }
+        Self { step: Step::Exit, detail }
     }
 }
 
@@ -203,10 +200,7 @@ mod tests {
     fn failures_read_as_sentences() {
         let failure = Failure::errno(Step::CreateVm, libc::ENOMEM);
         let text = failure.to_string();
-        assert!(
-            text.starts_with("failed to KVM_CREATE_VM: Cannot allocate memory"),
-            "{text}"
-        );
+        assert!(text.starts_with("failed to KVM_CREATE_VM: Cannot allocate memory"), "{text}");
         let text = Failure::exit(8).to_string();
         assert_eq!(text, "KVM_EXIT_SHUTDOWN (triple fault)");
     }

@@ -81,11 +81,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         false => print(&started(&fleet)),
     };
     if printed.is_ok() {
-        wait(
-            &mut fleet,
-            &stop,
-            args.duration.map(|duration| start + duration),
-        );
+        wait(&mut fleet, &stop, args.duration.map(|duration| start + duration));
     }
     let ran = start.elapsed();
     let stopped = fleet.stop();
@@ -149,11 +145,7 @@ fn wait(fleet: &mut Fleet, stop: &Stop, end: Option<Instant>) {
 
 /// True if standard output is a pipe that nobody can read from any more.
 fn stdout_is_closed() -> bool {
-    let mut stdout = libc::pollfd {
-        fd: libc::STDOUT_FILENO,
-        events: 0,
-        revents: 0,
-    };
+    let mut stdout = libc::pollfd { fd: libc::STDOUT_FILENO, events: 0, revents: 0 };
     // SAFETY: `stdout` is one valid entry, and the timeout is 0.
     let ready = unsafe { libc::poll(&raw mut stdout, 1, 0) };
     ready > 0 && stdout.revents & libc::POLLERR != 0
@@ -218,12 +210,7 @@ impl Summary {
 
 impl std::fmt::Display for Summary {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(
-            f,
-            "ran {:.3} s: {}",
-            self.run_s,
-            count(self.iterations, "iteration")
-        )?;
+        write!(f, "ran {:.3} s: {}", self.run_s, count(self.iterations, "iteration"))?;
         if self.ticks > 0 {
             write!(
                 f,
@@ -273,9 +260,7 @@ fn size(text: &str) -> Result<u64, String> {
         Some((at, 'G' | 'g')) => (&text[..at], 1 << 30),
         _ => (text, 1),
     };
-    let number: u64 = number
-        .parse()
-        .map_err(|_| "it is not a number with K, M or G".to_owned())?;
+    let number: u64 = number.parse().map_err(|_| "it is not a number with K, M or G".to_owned())?;
     match number.checked_mul(unit) {
         Some(bytes) if bytes % 4096 == 0 && bytes <= Spec::MAX_MEMORY => Ok(bytes),
         _ => {
@@ -295,17 +280,7 @@ mod tests {
         assert_eq!(size("60g"), Ok(60 << 30));
         assert_eq!(size("4096"), Ok(4096));
         assert_eq!(size("0"), Ok(0));
-        for text in [
-            "",
-            "M",
-            "4095",
-            "1.5M",
-            "-4K",
-            "61G",
-            "99999999999G",
-            "2MB",
-            "ä",
-        ] {
+        for text in ["", "M", "4095", "1.5M", "-4K", "61G", "99999999999G", "2MB", "ä"] {
             assert!(size(text).is_err(), "{text}");
         }
     }

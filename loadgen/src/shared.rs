@@ -41,10 +41,7 @@ impl Shared {
     /// Maps memory for `pages` vCPUs; what is never touched costs nothing.
     pub(crate) fn new(pages: usize) -> io::Result<Self> {
         let size = PAGE_SIZE + IMAGE_SIZE + pages * PAGE_SIZE;
-        let memory = map(
-            size,
-            libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
-        )?;
+        let memory = map(size, libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE)?;
         let shared = Self { memory, size };
         // SAFETY: these pages have just been mapped, and only this process knows them.
         unsafe { image::write(shared.image()) };
@@ -93,10 +90,7 @@ pub(crate) fn map(size: usize, flags: i32) -> io::Result<NonNull<u8>> {
 /// Maps two parts of a shared mapping a second time, one right after the other; sizes in bytes, whole pages.
 pub(crate) fn map_side_by_side(parts: [(*mut u8, usize); 2]) -> io::Result<NonNull<u8>> {
     let size = parts.iter().map(|(_, size)| size).sum();
-    let whole = map(
-        size,
-        libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
-    )?;
+    let whole = map(size, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE)?;
     let mut offset = 0;
     for (part, size) in parts {
         let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
@@ -157,15 +151,7 @@ fn futex_wait(word: &AtomicU32, expected: u32, timeout: Option<Duration>) {
     });
     let timeout = timeout.as_ref().map_or(ptr::null(), ptr::from_ref);
     // SAFETY: the word is in shared memory that stays mapped; the timeout is null or valid.
-    unsafe {
-        libc::syscall(
-            libc::SYS_futex,
-            word.as_ptr(),
-            libc::FUTEX_WAIT,
-            expected,
-            timeout,
-        )
-    };
+    unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAIT, expected, timeout) };
 }
 
 /// Wakes everybody who sleeps on the word, in whichever process.

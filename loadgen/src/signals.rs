@@ -38,9 +38,7 @@ impl HeldBack {
         // SAFETY: sigpending initialises the set that sigismember reads.
         unsafe {
             libc::sigpending(pending.as_mut_ptr()) == 0
-                && SIGNALS
-                    .iter()
-                    .any(|signal| libc::sigismember(pending.as_ptr(), *signal) == 1)
+                && SIGNALS.iter().any(|signal| libc::sigismember(pending.as_ptr(), *signal) == 1)
         }
     }
 }
@@ -49,11 +47,7 @@ impl Drop for HeldBack {
     fn drop(&mut self) {
         // SAFETY: the set is the one that pthread_sigmask returned.
         unsafe {
-            libc::pthread_sigmask(
-                libc::SIG_SETMASK,
-                &raw const self.before,
-                std::ptr::null_mut(),
-            )
+            libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.before, std::ptr::null_mut())
         };
     }
 }

@@ -88,12 +88,8 @@ pub struct TruthFile {
 impl TruthFile {
     /// Makes sure, before anything else is done, that a file can be written there. Leaves nothing behind.
     pub fn check(path: &Path) -> Result<Self> {
-        let refuse = |why: &str| {
-            usage(format!(
-                "cannot write the truth to `{}`: {why}",
-                path.display()
-            ))
-        };
+        let refuse =
+            |why: &str| usage(format!("cannot write the truth to `{}`: {why}", path.display()));
         // The file that a symbolic link stands for is replaced, not the link.
         let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
         match fs::metadata(&path) {

@@ -43,14 +43,12 @@ impl Workload {
     pub(crate) fn timer(self) -> Option<Timer> {
         match self {
             Self::Spin => None,
-            Self::Idle { hz } => Some(Timer {
-                period: Duration::from_secs(1) / hz,
-                burn: Duration::ZERO,
-            }),
-            Self::Duty { percent } => Some(Timer {
-                period: DUTY_PERIOD,
-                burn: DUTY_PERIOD * percent / 100,
-            }),
+            Self::Idle { hz } => {
+                Some(Timer { period: Duration::from_secs(1) / hz, burn: Duration::ZERO })
+            }
+            Self::Duty { percent } => {
+                Some(Timer { period: DUTY_PERIOD, burn: DUTY_PERIOD * percent / 100 })
+            }
         }
     }
 }
@@ -75,15 +73,9 @@ impl FromStr for Workload {
         };
         match (name, value) {
             ("spin", None) => Ok(Self::Spin),
-            ("idle", None) => Ok(Self::Idle {
-                hz: IDLE_DEFAULT_HZ,
-            }),
-            ("idle", Some(hz)) => Ok(Self::Idle {
-                hz: within(hz, 1, IDLE_MAX_HZ, "HZ")?,
-            }),
-            ("duty", Some(percent)) => Ok(Self::Duty {
-                percent: within(percent, 1, 100, "PCT")?,
-            }),
+            ("idle", None) => Ok(Self::Idle { hz: IDLE_DEFAULT_HZ }),
+            ("idle", Some(hz)) => Ok(Self::Idle { hz: within(hz, 1, IDLE_MAX_HZ, "HZ")? }),
+            ("duty", Some(percent)) => Ok(Self::Duty { percent: within(percent, 1, 100, "PCT")? }),
             _ => Err("it is none of spin, idle, idle=HZ, duty=PCT".to_owned()),
         }
     }

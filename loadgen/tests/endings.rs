@@ -17,11 +17,7 @@ fn signals_end_a_run_in_order() {
         let dir = TempDir::new("signals");
         let truth = dir.file("truth");
         let mut running = Running::start(&["--vms", "7", "--duration", "50"], Some(&truth));
-        assert!(
-            running
-                .first_line
-                .starts_with("7 guests (7 vCPUs) running: created in ")
-        );
+        assert!(running.first_line.starts_with("7 guests (7 vCPUs) running: created in "));
         assert_eq!(running.guests().len(), 7);
         thread::sleep(Duration::from_millis(500));
         running.signal(signal);
@@ -29,18 +25,11 @@ fn signals_end_a_run_in_order() {
         assert_eq!((status.code(), stderr.as_str()), (Some(0), ""));
         running.assert_nothing_left(Duration::ZERO);
         assert_eq!(read_truth(&truth).len(), 7);
-        assert_eq!(
-            fs::read_dir(&dir.0).expect("a directory").count(),
-            1,
-            "temporary files"
-        );
+        assert_eq!(fs::read_dir(&dir.0).expect("a directory").count(), 1, "temporary files");
         let mut rest = String::new();
         let stdout = running.stdout.as_mut().expect("its output");
         stdout.read_to_string(&mut rest).expect("UTF-8");
-        assert!(
-            rest.starts_with("ran ") && rest.lines().count() == 1,
-            "{rest}"
-        );
+        assert!(rest.starts_with("ran ") && rest.lines().count() == 1, "{rest}");
     }
 }
 
@@ -102,10 +91,7 @@ fn a_guest_that_dies_is_named_and_the_rest_is_told() {
     kill(running.guests()[1], libc::SIGKILL);
     let (status, stderr) = running.wait();
     assert_eq!(status.code(), Some(1));
-    assert_eq!(
-        stderr,
-        "loadgen: guest failed: `loadgen-0002` was killed by signal 9\n"
-    );
+    assert_eq!(stderr, "loadgen: guest failed: `loadgen-0002` was killed by signal 9\n");
     running.assert_nothing_left(Duration::ZERO);
     let truth = read_truth(&truth);
     assert_eq!(truth.len(), 3);

@@ -38,10 +38,7 @@ fn idle_guests_tick_at_their_rate() {
             let periods = (ticks + number(line, "ticks_missed")) as f64;
             let off = (periods - expected).abs();
             assert!(off <= 3.0 + expected * 0.02, "{expected} expected: {line}");
-            assert!(
-                hlts <= ticks + 1 && hlts + 2 + ticks / 10 >= ticks,
-                "{line}"
-            );
+            assert!(hlts <= ticks + 1 && hlts + 2 + ticks / 10 >= ticks, "{line}");
             assert!(number(line, "latest_tick_ns") > 0, "{line}");
         }
     }
@@ -50,10 +47,7 @@ fn idle_guests_tick_at_their_rate() {
 #[test]
 fn duty_burns_its_share_of_cpu_time() {
     let _alone = alone();
-    let running = Running::start(
-        &["--vms", "1", "--workload", "duty=30", "--duration", "5"],
-        None,
-    );
+    let running = Running::start(&["--vms", "1", "--workload", "duty=30", "--duration", "5"], None);
     let guest = running.guests()[0];
     thread::sleep(Duration::from_millis(500));
     let (before, start) = (schedstat(guest).0, Instant::now());
@@ -66,25 +60,14 @@ fn duty_burns_its_share_of_cpu_time() {
 #[test]
 fn guests_and_vcpus_are_named_and_in_one_light_cgroup() {
     let _alone = alone();
-    let args = [
-        "--vms",
-        "24",
-        "--vcpus",
-        "3",
-        "--workload",
-        "idle=23",
-        "--duration",
-        "20",
-    ];
+    let args = ["--vms", "24", "--vcpus", "3", "--workload", "idle=23", "--duration", "20"];
     let dir = TempDir::new("names");
     let mut running = Running::start(&args, Some(&dir.file("truth")));
     let guests = running.guests();
     assert_eq!(guests.len(), 24);
     for (number, pid) in (1..).zip(&guests) {
         assert_eq!(comm(*pid), format!("loadgen-{number:04}"));
-        let tasks = fs::read_dir(format!("/proc/{pid}/task"))
-            .expect("tasks")
-            .flatten();
+        let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("tasks").flatten();
         let mut names: Vec<_> = tasks
             .map(|task| comm(task.file_name().to_string_lossy().parse().expect("a TID")))
             .filter(|name| !name.starts_with("kvm-nx")) // one of KVM's own, since 6.14
@@ -101,10 +84,7 @@ fn guests_and_vcpus_are_named_and_in_one_light_cgroup() {
     assert!(!cgroups.is_empty());
     for dir in &cgroups {
         let procs = fs::read_to_string(dir.join("cgroup.procs")).expect("cgroup.procs");
-        let mut procs: Vec<u32> = procs
-            .lines()
-            .map(|pid| pid.parse().expect("a PID"))
-            .collect();
+        let mut procs: Vec<u32> = procs.lines().map(|pid| pid.parse().expect("a PID")).collect();
         let mut expected = guests.clone();
         procs.sort_unstable();
         expected.sort_unstable();

@@ -49,15 +49,7 @@ fn bad_arguments() {
 
 #[test]
 fn more_guests_than_the_host_has_pids() {
-    let args = [
-        "run",
-        "--vms",
-        "1000000",
-        "--vcpus",
-        "255",
-        "--duration",
-        "1",
-    ];
+    let args = ["run", "--vms", "1000000", "--vcpus", "255", "--duration", "1"];
     let (status, sentence) = refused(loadgen().args(args));
     assert_eq!(status, 3, "{sentence}");
     assert!(sentence.contains("sysctl -w kernel."), "{sentence}");
@@ -74,14 +66,8 @@ fn dev_kvm_that_may_not_be_opened() {
     fs::copy(loadgen().get_program(), &copy).expect("a copy");
     fs::set_permissions(&dir.0, fs::Permissions::from_mode(0o755)).expect("permissions");
     let mut nobody = Command::new(&copy);
-    nobody
-        .args(["run", "--vms", "1", "--duration", "1"])
-        .uid(65534)
-        .gid(65534);
+    nobody.args(["run", "--vms", "1", "--duration", "1"]).uid(65534).gid(65534);
     let (status, sentence) = refused(&mut nobody);
     assert_eq!(status, 3, "{sentence}");
-    assert!(
-        sentence.contains("not allowed to open `/dev/kvm`: run as root"),
-        "{sentence}"
-    );
+    assert!(sentence.contains("not allowed to open `/dev/kvm`: run as root"), "{sentence}");
 }

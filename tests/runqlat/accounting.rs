@@ -19,24 +19,32 @@ fn trace(threads: &Threads) -> HashMap<i32, CsvRow> {
     threads.go();
     threads.finish();
     let rows = tool.end(libc::SIGINT).rows();
-    rows.into_iter()
-        .map(|row| (number(&row, "tid") as i32, row))
-        .collect()
+    rows.into_iter().map(|row| (number(&row, "tid") as i32, row)).collect()
 }
 
-/// What the kernel's books grew by while the threads worked, and what runqlat says, thread by thread.
-fn both_sides(threads: &Threads) -> Vec<(u64, u64)> {
-    let before = threads.run_delays_ns();
+/// One thread, as the kernel's books and runqlat have it.
+struct BothSides {
+    tid: i32,
+    run_delay_ns: u64,
+    sum_ns: u64,
+    timeslices: u64,
+    count: u64,
+}
+
+/// What the books grew by while the threads worked, and what runqlat says of the same time.
+fn both_sides(threads: &Threads) -> Vec<BothSides> {
+    let slices = || threads.tids.iter().map(|&tid| timeslices(tid)).collect::<Vec<_>>();
+    let before = (threads.run_delays_ns(), slices());
     let rows = trace(threads);
-    let after = threads.run_delays_ns();
-    let growth = before
-        .iter()
-        .zip(&after)
-        .map(|(before, after)| after - before);
-    growth
-        .zip(&threads.tids)
-        .map(|(truth, tid)| (truth, number(&rows[tid], "sum_ns")))
-        .collect()
+    let after = (threads.run_delays_ns(), slices());
+    let side = |(i, &tid): (usize, &i32)| BothSides {
+        tid,
+        run_delay_ns: after.0[i] - before.0[i],
+        sum_ns: number(&rows[&tid], "sum_ns"),
+        timeslices: after.1[i] - before.1[i],
+        count: number(&rows[&tid], "count"),
+    };
+    threads.tids.iter().enumerate().map(side).collect()
 }
 
 /// Bursts with sleeps between, so that there are wake-ups as well as preemptions.
@@ -54,9 +62,15 @@ fn pinned_threads_waits_equal_run_delay_to_the_nanosecond() {
         pin(i % 2);
         busy();
     });
-    for (tid, (truth, seen)) in threads.tids.iter().zip(both_sides(&threads)) {
-        assert!(truth > 1_000_000, "thread {tid} was to wait: {truth} ns");
-        assert_eq!(seen, truth, "thread {tid}");
+    for side in both_sides(&threads) {
+        let tid = side.tid;
+        assert!(
+            side.run_delay_ns > 1_000_000,
+            "thread {tid} was to wait: {} ns",
+            side.run_delay_ns
+        );
+        assert_eq!(side.sum_ns, side.run_delay_ns, "thread {tid}");
+        assert_eq!(side.count, side.timeslices, "thread {tid}");
     }
 }
 
@@ -64,12 +78,26 @@ fn pinned_threads_waits_equal_run_delay_to_the_nanosecond() {
 fn migrating_threads_waits_equal_run_delay_within_a_thousandth() {
     let _alone = alone();
     let threads = Threads::asleep(THREADS, |_| busy());
-    for (tid, (truth, seen)) in threads.tids.iter().zip(both_sides(&threads)) {
+    for side in both_sides(&threads) {
+        let (tid, truth, seen) = (side.tid, side.run_delay_ns, side.sum_ns);
         assert!(truth > 1_000_000, "thread {tid} was to wait: {truth} ns");
-        assert!(
-            seen.abs_diff(truth) <= truth / 1_000,
-            "thread {tid}: {seen} for {truth}"
-        );
+        assert!(seen.abs_diff(truth) <= truth / 1_000, "thread {tid}: {seen} for {truth}");
+    }
+}
+
+#[test]
+fn waits_that_end_on_an_idle_cpu_are_counted_on_every_cpu() {
+    let _alone = alone();
+    let threads = Threads::asleep(2, |cpu| {
+        pin(cpu);
+        for _ in 0..503 {
+            thread::sleep(Duration::from_micros(200));
+        }
+    });
+    for side in both_sides(&threads) {
+        assert!(side.timeslices >= 503);
+        assert_eq!(side.count, side.timeslices, "thread {}", side.tid);
+        assert_eq!(side.sum_ns, side.run_delay_ns, "thread {}", side.tid);
     }
 }
 
@@ -82,9 +110,7 @@ fn none_of_14_009_threads_is_lost() {
     let rows = trace(&threads);
     let after = threads.run_delays_ns();
     for ((tid, before), after) in threads.tids.iter().zip(before).zip(after) {
-        let row = rows
-            .get(tid)
-            .unwrap_or_else(|| panic!("thread {tid} has no row"));
+        let row = rows.get(tid).unwrap_or_else(|| panic!("thread {tid} has no row"));
         assert!(number(row, "count") >= 1);
         assert_eq!(number(row, "sum_ns"), after - before, "thread {tid}");
         assert_eq!(number(row, "lost"), 0);
@@ -115,10 +141,7 @@ fn what_finds_no_room_is_counted() {
     assert!(lost >= (MANY - 8 * SMALL_PID_MAX) as u64, "{lost}");
     // The test runner's own threads are in it, too.
     let seen = total(&rows, "count") + lost;
-    assert!(
-        seen >= happened && seen <= happened + 101,
-        "{seen} of {happened}"
-    );
+    assert!(seen >= happened && seen <= happened + 101, "{seen} of {happened}");
 }
 
 /// The third field of schedstat: how often the thread got a CPU.
@@ -169,19 +192,8 @@ fn a_starved_thread_is_seen_waiting_and_its_wait_is_whole() {
     let woken = Instant::now() + Duration::from_millis(200);
     thread::sleep(Duration::from_millis(500));
 
-    let mut tool = Tool::start(
-        RUNQLAT,
-        &[
-            "-L",
-            "-t",
-            &victim.to_string(),
-            "-p",
-            &pid,
-            "--csv",
-            "1",
-            "4",
-        ],
-    );
+    let mut tool =
+        Tool::start(RUNQLAT, &["-L", "-t", &victim.to_string(), "-p", &pid, "--csv", "1", "4"]);
     let first = tool.line();
     let age_s = woken.elapsed().as_secs_f64();
     hog.join().unwrap();
@@ -192,28 +204,16 @@ fn a_starved_thread_is_seen_waiting_and_its_wait_is_whole() {
 
     let starved = &csv_rows(&format!("{header}\n{first}\n"))[0];
     assert_eq!(number(starved, "tid"), victim as u64);
-    assert_eq!(
-        (number(starved, "count"), number(starved, "waiting")),
-        (0, 1)
-    );
-    assert_eq!(
-        starved["max_ns"], "",
-        "no wait ended, so there is no longest"
-    );
+    assert_eq!((number(starved, "count"), number(starved, "waiting")), (0, 1));
+    assert_eq!(starved["max_ns"], "", "no wait ended, so there is no longest");
     let seen_s = number(starved, "longest_waiting_ns") as f64 / 1e9;
     assert!((seen_s - age_s).abs() < 0.1, "{seen_s} s for {age_s} s");
 
     let later = ended.rows();
-    let whole: Vec<_> = later
-        .iter()
-        .filter(|row| number(row, "count") > 0)
-        .collect();
+    let whole: Vec<_> = later.iter().filter(|row| number(row, "count") > 0).collect();
     assert!(!whole.is_empty(), "the wait has ended: {}", ended.stdout);
     let longest_s = whole.iter().map(|row| number(row, "max_ns")).max().unwrap() as f64 / 1e9;
-    assert!(
-        longest_s > 2.0 && longest_s <= waited_s + 0.1,
-        "{longest_s} s of {waited_s} s"
-    );
+    assert!(longest_s > 2.0 && longest_s <= waited_s + 0.1, "{longest_s} s of {waited_s} s");
 }
 
 #[test]
@@ -230,41 +230,20 @@ fn waits_begun_by_preemption_are_told_from_wake_ups() {
             }
         }
     });
-    let before: Vec<_> = threads
-        .tids
-        .iter()
-        .map(|&tid| involuntary_switches(tid))
-        .collect();
+    let before: Vec<_> = threads.tids.iter().map(|&tid| involuntary_switches(tid)).collect();
     let rows = trace(&threads);
-    let after: Vec<_> = threads
-        .tids
-        .iter()
-        .map(|&tid| involuntary_switches(tid))
-        .collect();
+    let after: Vec<_> = threads.tids.iter().map(|&tid| involuntary_switches(tid)).collect();
     for ((tid, before), after) in threads.tids.iter().zip(before).zip(after) {
-        assert_eq!(
-            number(&rows[tid], "preempted"),
-            after - before,
-            "thread {tid}"
-        );
+        assert_eq!(number(&rows[tid], "preempted"), after - before, "thread {tid}");
     }
-    let preempted: u64 = threads
-        .tids
-        .iter()
-        .map(|tid| number(&rows[tid], "preempted"))
-        .sum();
+    let preempted: u64 = threads.tids.iter().map(|tid| number(&rows[tid], "preempted")).sum();
     assert!(preempted > 100, "spinners push each other off: {preempted}");
     let counts = total(&rows.into_values().collect::<Vec<_>>(), "count");
-    assert!(
-        counts >= preempted + 101,
-        "each of 101 sleeps ends in a wake-up: {counts}"
-    );
+    assert!(counts >= preempted + 101, "each of 101 sleeps ends in a wake-up: {counts}");
 }
 
 fn involuntary_switches(tid: i32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/self/task/{tid}/status")).unwrap();
-    let count = status
-        .lines()
-        .find_map(|line| line.strip_prefix("nonvoluntary_ctxt_switches:"));
+    let count = status.lines().find_map(|line| line.strip_prefix("nonvoluntary_ctxt_switches:"));
     count.unwrap().trim().parse().unwrap()
 }

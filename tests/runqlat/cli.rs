@@ -20,10 +20,7 @@ fn assert_refused(output: &Output, status: i32, words: &str) {
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(status), "{stderr}");
     assert_eq!(stderr.lines().count(), 1, "one sentence: {stderr}");
-    assert!(
-        stderr.starts_with("runqlat: ") && stderr.contains(words),
-        "{stderr}"
-    );
+    assert!(stderr.starts_with("runqlat: ") && stderr.contains(words), "{stderr}");
     assert!(output.stdout.is_empty());
 }
 
@@ -41,10 +38,7 @@ fn bad_input_is_refused_in_one_sentence() {
         (&["-p", "0"], "0"),
         (&["-p", "-5"], "-5"),
         (&["-t", "999999999"], "no thread has TID 999999999"),
-        (
-            &["-c", "/no/such/cgroup"],
-            "there is no cgroup `/no/such/cgroup`",
-        ),
+        (&["-c", "/no/such/cgroup"], "there is no cgroup `/no/such/cgroup`"),
         (&["-c", "/etc"], "`/etc` is no cgroup directory"),
         (&["-C", "0-"], "0-"),
         (&["-C", "8191"], "there is no CPU 8191"),
@@ -55,10 +49,7 @@ fn bad_input_is_refused_in_one_sentence() {
         (&["--csv", "--json"], "cannot be used with"),
         (&["--csv=all"], "all"),
         (&["-d", "0"], "0"),
-        (
-            &["--hdr", "/no/such/dir/x.hlog"],
-            "cannot write `/no/such/dir/x.hlog`",
-        ),
+        (&["--hdr", "/no/such/dir/x.hlog"], "cannot write `/no/such/dir/x.hlog`"),
         (&["--no-such-option"], "--no-such-option"),
     ] {
         assert_refused(&run(args), 2, words);
@@ -83,17 +74,11 @@ fn a_thread_is_no_process() {
 #[test]
 fn a_cgroup_of_version_1_is_refused_with_the_way_out() {
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
-    let v1 = mounts
-        .lines()
-        .map(|line| line.split(' ').collect::<Vec<_>>())
-        .find(|m| m[2] == "cgroup");
+    let v1 =
+        mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>()).find(|m| m[2] == "cgroup");
     // A host may have version 2 alone; this project's kernels in tests/vm are such.
     let Some(v1) = v1 else { return };
-    assert_refused(
-        &run(&["-c", v1[1]]),
-        2,
-        "is not a cgroup of version 2: name one below /",
-    );
+    assert_refused(&run(&["-c", v1[1]]), 2, "is not a cgroup of version 2: name one below /");
 }
 
 /// Runs a copy of the tool that anybody may execute, with uid 65534 and no capabilities.
@@ -103,31 +88,17 @@ fn not_root_is_told_the_remedy() {
     let copy = dir.join("runqlat");
     fs::copy(RUNQLAT, &copy).unwrap();
     fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).unwrap();
-    let output = Command::new(&copy)
-        .arg("1")
-        .arg("1")
-        .uid(65_534)
-        .gid(65_534)
-        .output()
-        .unwrap();
+    let output = Command::new(&copy).arg("1").arg("1").uid(65_534).gid(65_534).output().unwrap();
     assert_refused(&output, 3, "needs CAP_BPF and CAP_PERFMON: run it as root");
     // What is wrong with the words is still said first.
-    let output = Command::new(&copy)
-        .arg("abc")
-        .uid(65_534)
-        .gid(65_534)
-        .output()
-        .unwrap();
+    let output = Command::new(&copy).arg("abc").uid(65_534).gid(65_534).output().unwrap();
     assert_refused(&output, 2, "abc");
 }
 
 #[test]
 fn a_kernel_without_btf_is_told_the_remedy() {
     let hidden = format!("mount -t tmpfs none /sys/kernel/btf && exec {RUNQLAT} 1 1");
-    let output = Command::new("unshare")
-        .args(["--mount", "sh", "-c", &hidden])
-        .output()
-        .unwrap();
+    let output = Command::new("unshare").args(["--mount", "sh", "-c", &hidden]).output().unwrap();
     assert_refused(&output, 3, "boot a kernel with CONFIG_DEBUG_INFO_BTF=y");
 }
 
@@ -138,25 +109,11 @@ fn each_signal_prints_the_last_interval_and_ends_well() {
         let tool = Tool::start(RUNQLAT, &["60"]);
         std::thread::sleep(Duration::from_millis(300));
         let ended = tool.end(signal);
-        assert_eq!(
-            ended.status.code(),
-            Some(0),
-            "signal {signal}: {}",
-            ended.stderr
-        );
-        for part in [
-            "Tracing run queue latency",
-            "usecs",
-            "count ",
-            "p99.9 ",
-            "groups: ",
-            "still waiting ",
-        ] {
-            assert!(
-                ended.stdout.contains(part),
-                "signal {signal}, {part}: {}",
-                ended.stdout
-            );
+        assert_eq!(ended.status.code(), Some(0), "signal {signal}: {}", ended.stderr);
+        for part in
+            ["Tracing run queue latency", "usecs", "count ", "p99.9 ", "groups: ", "still waiting "]
+        {
+            assert!(ended.stdout.contains(part), "signal {signal}, {part}: {}", ended.stdout);
         }
         assert_eq!(ended.stderr, "");
     }
@@ -180,15 +137,9 @@ fn intervals_come_through_a_pipe_when_they_end_and_do_not_drift() {
 fn a_reader_that_has_enough_is_no_error() {
     let _alone = alone();
     let script = format!("{RUNQLAT} 0.2 | head -1; echo ${{PIPESTATUS[0]}}");
-    let output = Command::new("timeout")
-        .args(["30", "bash", "-c", &script])
-        .output()
-        .unwrap();
+    let output = Command::new("timeout").args(["30", "bash", "-c", &script]).output().unwrap();
     let stdout = String::from_utf8(output.stdout).unwrap();
-    assert_eq!(
-        stdout,
-        "Tracing run queue latency... Hit Ctrl-C to end.\n0\n"
-    );
+    assert_eq!(stdout, "Tracing run queue latency... Hit Ctrl-C to end.\n0\n");
     assert_eq!(String::from_utf8(output.stderr).unwrap(), "");
 }
 
@@ -215,16 +166,9 @@ fn help_and_version_succeed() {
     let help = run(&["--help"]);
     assert!(help.status.success());
     let text = String::from_utf8(help.stdout).unwrap();
-    for option in [
-        "INTERVAL",
-        "--milliseconds",
-        "--by",
-        "--pidnss",
-        "--cgroup",
-        "--vm",
-        "--hdr",
-        "--strict",
-    ] {
+    for option in
+        ["INTERVAL", "--milliseconds", "--by", "--pidnss", "--cgroup", "--vm", "--hdr", "--strict"]
+    {
         assert!(text.contains(option), "{option}: {text}");
     }
     assert!(run(&["--version"]).status.success());
@@ -250,12 +194,7 @@ fn verbose_shows_libbpfs_messages() {
         .spawn()
         .unwrap();
     let mut stderr = String::new();
-    child
-        .stderr
-        .take()
-        .unwrap()
-        .read_to_string(&mut stderr)
-        .unwrap();
+    child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
     assert!(child.wait().unwrap().success());
     assert!(stderr.contains("libbpf: "), "{stderr}");
 }

@@ -69,9 +69,7 @@ struct Cgroup(PathBuf);
 impl Cgroup {
     fn new() -> Self {
         let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
-        let mount = mounts
-            .lines()
-            .find(|line| line.split(' ').nth(2) == Some("cgroup2"));
+        let mount = mounts.lines().find(|line| line.split(' ').nth(2) == Some("cgroup2"));
         let root = Path::new(mount.expect("a cgroup2 mount").split(' ').nth(1).unwrap());
         let cgroup = Self(root.join(format!("runqlat-test-{}", std::process::id())));
         fs::create_dir_all(cgroup.0.join("below")).unwrap();
@@ -97,10 +95,7 @@ fn trace(cgroup: &Path, tasks: &mut [Sleeper]) -> (Vec<CsvRow>, Vec<u64>) {
     tasks.iter_mut().for_each(Sleeper::go);
     tasks.iter_mut().for_each(Sleeper::expect);
     let rows = tool.end(libc::SIGINT).rows();
-    let growth = tasks
-        .iter()
-        .zip(before)
-        .map(|(task, before)| task.run_delay_ns() - before);
+    let growth = tasks.iter().zip(before).map(|(task, before)| task.run_delay_ns() - before);
     (rows, growth.collect())
 }
 
@@ -108,31 +103,18 @@ fn trace(cgroup: &Path, tasks: &mut [Sleeper]) -> (Vec<CsvRow>, Vec<u64>) {
 fn a_cgroup_takes_exactly_its_tasks_and_never_their_sleep() {
     let _alone = alone();
     let cgroup = Cgroup::new();
-    let mut tasks: Vec<Sleeper> = (0..4)
-        .map(|_| Sleeper::new(&mut Command::new("env")))
-        .collect();
+    let mut tasks: Vec<Sleeper> = (0..4).map(|_| Sleeper::new(&mut Command::new("env"))).collect();
     cgroup.add("", tasks[0].pid());
     cgroup.add("below", tasks[1].pid());
     cgroup.add("below", tasks[3].pid());
 
     // The one above, one below and one outside.
     let (rows, growth) = trace(&cgroup.0, &mut tasks[..3]);
-    assert_eq!(
-        rows.len(),
-        2,
-        "the third is outside, the fourth slept: {rows:?}"
-    );
+    assert_eq!(rows.len(), 2, "the third is outside, the fourth slept: {rows:?}");
     for (task, truth) in tasks[..2].iter().zip(growth) {
-        let row = rows
-            .iter()
-            .find(|row| number(row, "pid") == u64::from(task.pid()))
-            .unwrap();
+        let row = rows.iter().find(|row| number(row, "pid") == u64::from(task.pid())).unwrap();
         assert!(number(row, "count") >= SLEEPS);
-        assert_eq!(
-            number(row, "sum_ns"),
-            truth,
-            "half a second of sleep is not in it"
-        );
+        assert_eq!(number(row, "sum_ns"), truth, "half a second of sleep is not in it");
     }
 
     let (rows, growth) = trace(&cgroup.0.join("below"), &mut tasks[3..]);
@@ -178,23 +160,15 @@ fn cpus_are_those_where_waits_end() {
     threads.finish();
     let cpus = |tool: Tool| {
         let rows = tool.end(libc::SIGINT).rows();
-        rows.iter()
-            .map(|row| row["cpu"].clone())
-            .collect::<Vec<_>>()
+        rows.iter().map(|row| row["cpu"].clone()).collect::<Vec<_>>()
     };
     assert_eq!(cpus(on_0), ["0"]);
     assert_eq!(cpus(on_both), ["0", "1"]);
     let rows = on_1.end(libc::SIGINT).rows();
     for tid in &threads.tids {
-        assert!(
-            rows.iter().any(|row| row["tid"] == tid.to_string()),
-            "{tid} waited on CPU 1"
-        );
+        assert!(rows.iter().any(|row| row["tid"] == tid.to_string()), "{tid} waited on CPU 1");
     }
-    assert!(
-        total(&rows, "sum_ns") > 7 * 30_000_000,
-        "they had to wait for each other"
-    );
+    assert!(total(&rows, "sum_ns") > 7 * 30_000_000, "they had to wait for each other");
 }
 
 #[test]
@@ -203,11 +177,7 @@ fn a_pid_namespace_is_the_tasks_own() {
     let mut sleeper =
         Sleeper::new(Command::new("unshare").args(["--pid", "--fork", "--kill-child"]));
     let children = format!("/proc/{0}/task/{0}/children", sleeper.pid());
-    let child: i32 = fs::read_to_string(children)
-        .unwrap()
-        .trim()
-        .parse()
-        .unwrap();
+    let child: i32 = fs::read_to_string(children).unwrap().trim().parse().unwrap();
     let inside = fs::metadata(format!("/proc/{child}/ns/pid")).unwrap().ino();
     let host = fs::metadata("/proc/self/ns/pid").unwrap().ino();
     let tool = Tool::start(RUNQLAT, &["--pidnss", "--csv"]);
@@ -218,12 +188,6 @@ fn a_pid_namespace_is_the_tasks_own() {
         let row = rows.iter().find(|row| number(row, "pidns") == inum);
         row.map_or(0, |row| number(row, "count"))
     };
-    assert!(
-        count(inside) >= SLEEPS && count(inside) < 2 * SLEEPS,
-        "{rows:?}"
-    );
-    assert!(
-        count(host) > 0,
-        "unshare's own namespace is the host's: {rows:?}"
-    );
+    assert!(count(inside) >= SLEEPS && count(inside) < 2 * SLEEPS, "{rows:?}");
+    assert!(count(host) > 0, "unshare's own namespace is the host's: {rows:?}");
 }

@@ -65,23 +65,12 @@ for c in 'interval_s min_ns max_ns p50_ns p999_ns'.split():
 assert t.comm.dtype == object
 print(len(t), t['count'].sum())
 ";
-    let python = Command::new("/usr/bin/python3")
-        .arg("-c")
-        .arg(script)
-        .arg(&path)
-        .output()
-        .unwrap();
-    assert!(
-        python.status.success(),
-        "{}",
-        String::from_utf8_lossy(&python.stderr)
-    );
+    let python =
+        Command::new("/usr/bin/python3").arg("-c").arg(script).arg(&path).output().unwrap();
+    assert!(python.status.success(), "{}", String::from_utf8_lossy(&python.stderr));
     let rows = ended.rows();
     let sum: u64 = rows.iter().map(|row| number(row, "count")).sum();
-    assert_eq!(
-        String::from_utf8(python.stdout).unwrap().trim(),
-        format!("{} {sum}", rows.len())
-    );
+    assert_eq!(String::from_utf8(python.stdout).unwrap().trim(), format!("{} {sum}", rows.len()));
 }
 
 #[test]
@@ -92,10 +81,7 @@ fn json_lines_are_read_by_serde_json_and_jq() {
     let mut counts = 0;
     for line in ended.stdout.lines() {
         let row: serde_json::Value = serde_json::from_str(line).unwrap();
-        for name in ["time", "interval_s", "cpu"]
-            .into_iter()
-            .chain(FIGURES.split(','))
-        {
+        for name in ["time", "interval_s", "cpu"].into_iter().chain(FIGURES.split(',')) {
             assert!(row.get(name).is_some(), "{name}: {line}");
         }
         let buckets = row["buckets"].as_array().unwrap();
@@ -109,20 +95,9 @@ fn json_lines_are_read_by_serde_json_and_jq() {
     let path = dir.join("waits.json");
     fs::write(&path, &ended.stdout).unwrap();
     let filter = "[.[].buckets[][2]] | add";
-    let jq = Command::new("jq")
-        .args(["--slurp", filter])
-        .arg(&path)
-        .output()
-        .unwrap();
-    assert!(
-        jq.status.success(),
-        "{}",
-        String::from_utf8_lossy(&jq.stderr)
-    );
-    assert_eq!(
-        String::from_utf8(jq.stdout).unwrap().trim(),
-        counts.to_string()
-    );
+    let jq = Command::new("jq").args(["--slurp", filter]).arg(&path).output().unwrap();
+    assert!(jq.status.success(), "{}", String::from_utf8_lossy(&jq.stderr));
+    assert_eq!(String::from_utf8(jq.stdout).unwrap().trim(), counts.to_string());
 }
 
 #[test]
@@ -132,15 +107,7 @@ fn the_hdr_log_has_every_wait() {
     let path = dir.join("waits.hlog");
     let ended = Tool::start(
         RUNQLAT,
-        &[
-            "--by",
-            "cpu",
-            "--csv",
-            "--hdr",
-            path.to_str().unwrap(),
-            "0.4",
-            "3",
-        ],
+        &["--by", "cpu", "--csv", "--hdr", path.to_str().unwrap(), "0.4", "3"],
     )
     .wait();
     let rows = ended.rows();
@@ -151,17 +118,10 @@ fn the_hdr_log_has_every_wait() {
             continue;
         };
         let row = &rows[histograms];
-        assert_eq!(
-            entry.tag().unwrap().as_str(),
-            format!("cpu_=_{}", row["cpu"])
-        );
+        assert_eq!(entry.tag().unwrap().as_str(), format!("cpu_=_{}", row["cpu"]));
         assert!((entry.duration().as_secs_f64() - 0.4).abs() < 0.3);
         let max_ms = number(row, "max_ns") as f64 / 1e6;
-        assert!(
-            (entry.max() - max_ms).abs() <= 0.02 * max_ms + 0.001,
-            "{} {max_ms}",
-            entry.max()
-        );
+        assert!((entry.max() - max_ms).abs() <= 0.02 * max_ms + 0.001, "{} {max_ms}", entry.max());
         let hist = decode(entry.encoded_histogram());
         assert_eq!(hist.len(), number(row, "count"));
         let p50 = hist.value_at_quantile(0.5);
@@ -174,37 +134,25 @@ fn the_hdr_log_has_every_wait() {
 
 fn decode(text: &str) -> hdrhistogram::Histogram<u64> {
     use base64::Engine as _;
-    let bytes = base64::engine::general_purpose::STANDARD
-        .decode(text)
-        .unwrap();
-    hdrhistogram::serialization::Deserializer::new()
-        .deserialize(&mut &bytes[..])
-        .unwrap()
+    let bytes = base64::engine::general_purpose::STANDARD.decode(text).unwrap();
+    hdrhistogram::serialization::Deserializer::new().deserialize(&mut &bytes[..]).unwrap()
 }
 
 #[test]
 fn text_is_bccs_and_fits_80_columns() {
     let _alone = alone();
-    for (args, unit) in [
-        (&["-T"][..], "usecs"),
-        (&["-m", "-P"], "msecs"),
-        (&["--by", "cpu"], "usecs"),
-    ] {
+    for (args, unit) in
+        [(&["-T"][..], "usecs"), (&["-m", "-P"], "msecs"), (&["--by", "cpu"], "usecs")]
+    {
         let ended = Tool::start(RUNQLAT, &[args, &["0.4", "2"]].concat()).wait();
         assert!(ended.status.success(), "{}", ended.stderr);
-        assert!(
-            ended
-                .stdout
-                .contains(&format!("     {unit:<19} : count     distribution"))
-        );
+        assert!(ended.stdout.contains(&format!("     {unit:<19} : count     distribution")));
         for line in ended.stdout.lines() {
             assert!(line.chars().count() <= 80, "{line}");
         }
     }
     let ended = Tool::start(RUNQLAT, &["-T", "0.4", "2"]).wait();
-    let clocks = ended
-        .stdout
-        .lines()
-        .filter(|line| jiff::civil::Time::strptime("%H:%M:%S", line).is_ok());
+    let clocks =
+        ended.stdout.lines().filter(|line| jiff::civil::Time::strptime("%H:%M:%S", line).is_ok());
     assert_eq!(clocks.count(), 2, "{}", ended.stdout);
 }

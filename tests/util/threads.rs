@@ -50,11 +50,8 @@ pub struct Threads {
 impl Threads {
     /// Creates `n` threads and returns when all sleep.
     pub fn asleep(n: usize, work: impl Fn(usize) + Send + Sync + 'static) -> Self {
-        let (work, begin, end) = (
-            Arc::new(work),
-            Arc::new(Gate::default()),
-            Arc::new(Gate::default()),
-        );
+        let (work, begin, end) =
+            (Arc::new(work), Arc::new(Gate::default()), Arc::new(Gate::default()));
         let done = Arc::new(AtomicU32::new(0));
         let (sender, receiver) = mpsc::channel();
         let handles = (0..n).map(|i| {
@@ -73,13 +70,7 @@ impl Threads {
         let handles = handles.collect();
         let mut tids: Vec<i32> = receiver.into_iter().take(n).collect();
         tids.sort_unstable();
-        let threads = Self {
-            tids,
-            begin,
-            end,
-            done,
-            handles,
-        };
+        let threads = Self { tids, begin, end, done, handles };
         threads.wait_until_asleep();
         threads
     }
@@ -101,10 +92,7 @@ impl Threads {
 
     /// What the kernel's books say of each thread, in the order of `tids`.
     pub fn run_delays_ns(&self) -> Vec<u64> {
-        self.tids
-            .iter()
-            .map(|&tid| run_delay_ns(std::process::id(), tid))
-            .collect()
+        self.tids.iter().map(|&tid| run_delay_ns(std::process::id(), tid)).collect()
     }
 
     fn wait_until_asleep(&self) {
@@ -141,20 +129,10 @@ pub fn pin(cpu: usize) {
 
 /// Gives the calling thread a real-time priority; 0 is an ordinary thread's.
 pub fn set_fifo(priority: i32) {
-    let policy = if priority == 0 {
-        libc::SCHED_OTHER
-    } else {
-        libc::SCHED_FIFO
-    };
-    let param = libc::sched_param {
-        sched_priority: priority,
-    };
+    let policy = if priority == 0 { libc::SCHED_OTHER } else { libc::SCHED_FIFO };
+    let param = libc::sched_param { sched_priority: priority };
     // SAFETY: `param` outlives the call.
-    assert_eq!(
-        unsafe { libc::sched_setscheduler(0, policy, &param) },
-        0,
-        "SCHED_FIFO needs root"
-    );
+    assert_eq!(unsafe { libc::sched_setscheduler(0, policy, &param) }, 0, "SCHED_FIFO needs root");
 }
 
 /// Burns CPU for so much time on the wall.

@@ -36,19 +36,10 @@ impl Tool {
         stdout.read_line(&mut first).unwrap();
         if first.is_empty() {
             let mut stderr = String::new();
-            child
-                .stderr
-                .take()
-                .unwrap()
-                .read_to_string(&mut stderr)
-                .unwrap();
+            child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
             panic!("{program} {args:?} ended at once: {stderr}");
         }
-        Self {
-            child,
-            stdout,
-            first,
-        }
+        Self { child, stdout, first }
     }
 
     /// The next line, without its end.
@@ -69,12 +60,7 @@ impl Tool {
     pub fn wait(mut self) -> Ended {
         let (mut stdout, mut stderr) = (self.first, String::new());
         self.stdout.read_to_string(&mut stdout).unwrap();
-        self.child
-            .stderr
-            .take()
-            .unwrap()
-            .read_to_string(&mut stderr)
-            .unwrap();
+        self.child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
         let deadline = Instant::now() + Duration::from_secs(60);
         let status = loop {
             if let Some(status) = self.child.try_wait().unwrap() {
@@ -83,11 +69,7 @@ impl Tool {
             assert!(Instant::now() < deadline, "the tool does not end");
             std::thread::sleep(Duration::from_millis(5));
         };
-        Ended {
-            status,
-            stdout,
-            stderr,
-        }
+        Ended { status, stdout, stderr }
     }
 }
 
@@ -102,17 +84,12 @@ impl Ended {
 
 /// The rows of CSV text with a header.
 pub fn csv_rows(text: &str) -> Vec<CsvRow> {
-    csv::Reader::from_reader(text.as_bytes())
-        .deserialize()
-        .map(Result::unwrap)
-        .collect()
+    csv::Reader::from_reader(text.as_bytes()).deserialize().map(Result::unwrap).collect()
 }
 
 /// A whole number in a CSV row.
 pub fn number(row: &CsvRow, column: &str) -> u64 {
-    row[column]
-        .parse()
-        .unwrap_or_else(|err| panic!("{column} = {:?}: {err}", row[column]))
+    row[column].parse().unwrap_or_else(|err| panic!("{column} = {:?}: {err}", row[column]))
 }
 
 /// The sum of a column.

@@ -89,11 +89,7 @@ impl Args {
     fn wanted(&self) -> Result<Wanted> {
         let possible = libbpf_rs::num_possible_cpus().context("failed to count the CPUs")?;
         self.cpu.iter().try_for_each(|list| list.check(possible))?;
-        Ok(Wanted {
-            by: self.by(),
-            filter: self.filter.resolve()?,
-            cpus: self.cpu.clone(),
-        })
+        Ok(Wanted { by: self.by(), filter: self.filter.resolve()?, cpus: self.cpu.clone() })
     }
 
     fn hdr_file(&self) -> Result<Option<File>> {
@@ -118,30 +114,17 @@ fn run(args: Args) -> Result<ExitCode> {
 
     let mut object = MaybeUninit::uninit();
     let mut tracer = Tracer::start(&wanted, &mut object)?;
-    let mut ticker = Ticker::new(
-        args.output.interval,
-        args.output.count,
-        args.output.duration,
-    );
+    let mut ticker = Ticker::new(args.output.interval, args.output.count, args.output.duration);
 
     let report = Report {
         format: Format::from(&args.output),
         by: wanted.by,
-        unit: if args.milliseconds {
-            Unit::Millis
-        } else {
-            Unit::Micros
-        },
+        unit: if args.milliseconds { Unit::Millis } else { Unit::Micros },
         timestamp: args.output.timestamp,
     };
     let mut hdr_serializer = HdrSerializer::new();
     let mut hdr = match &mut hdr_file {
-        Some(file) => Some(HdrLog::begin(
-            file,
-            &mut hdr_serializer,
-            Timestamp::now(),
-            "runqlat",
-        )?),
+        Some(file) => Some(HdrLog::begin(file, &mut hdr_serializer, Timestamp::now(), "runqlat")?),
         None => None,
     };
     let mut out = BufWriter::new(stdout().lock());
@@ -167,14 +150,10 @@ fn run(args: Args) -> Result<ExitCode> {
         }
         report.interval(&mut out, &reading.interval, &rows, &reading.losses)?;
         out.flush()?;
-        lost += reading.losses.waits();
+        lost += reading.losses.lost;
         if !more {
             break;
         }
     }
-    Ok(if args.output.strict && lost > 0 {
-        ExitCode::from(EXIT_LOST)
-    } else {
-        ExitCode::SUCCESS
-    })
+    Ok(if args.output.strict && lost > 0 { ExitCode::from(EXIT_LOST) } else { ExitCode::SUCCESS })
 }

@@ -63,30 +63,45 @@ pub struct Row {
 /// What could not be counted in one interval.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Losses {
-    /// Waits that found no room in a map.
-    pub no_room: u64,
-    /// Switches during which the program did not run, because it was running on that CPU already.
-    pub missed: u64,
+    /// Waits that found no room in a map: no row has them.
+    pub lost: u64,
     /// Waits of which earlier parts, on other CPUs, are missing.
     pub unrepaired: u64,
     /// Waits that the kernel has not booked either: of tasks preempted on their way to sleep.
     pub unbooked: u64,
+    /// Waits counted from the kernel's books alone: their number and sum are exact, their spread is not.
+    pub reconstructed: u64,
 }
 
 impl Losses {
     /// What was added since `earlier`.
     pub fn since(&self, earlier: &Self) -> Self {
         Self {
-            no_room: self.no_room - earlier.no_room,
-            missed: self.missed - earlier.missed,
+            lost: self.lost - earlier.lost,
             unrepaired: self.unrepaired - earlier.unrepaired,
             unbooked: self.unbooked - earlier.unbooked,
+            reconstructed: self.reconstructed - earlier.reconstructed,
         }
     }
+}
 
-    /// Waits that no row has.
-    pub fn waits(&self) -> u64 {
-        self.no_room + self.missed
+impl Losses {
+    /// What text output says, line by line; nothing if all is well.
+    fn lines(&self) -> Vec<String> {
+        let Self { lost, unrepaired, unbooked, reconstructed } = self;
+        let all = [
+            (*lost, format!("lost {lost} waits: they found no room")),
+            (
+                *unrepaired,
+                format!("too short {unrepaired} waits: no memory for their tasks' books"),
+            ),
+            (*unbooked, format!("no times for {unbooked} waits: preempted on the way to sleep")),
+            (
+                *reconstructed,
+                format!("from totals {reconstructed} waits: sched_switch did not show them"),
+            ),
+        ];
+        all.into_iter().filter(|(count, _)| *count > 0).map(|(_, line)| line).collect()
     }
 }
 
@@ -112,11 +127,7 @@ impl Key {
                 vec![("pid", (*pid).into()), ("comm", comm.as_str().into())]
             }
             Self::Thread(pid, tid, comm) => {
-                vec![
-                    ("pid", (*pid).into()),
-                    ("tid", (*tid).into()),
-                    ("comm", comm.as_str().into()),
-                ]
+                vec![("pid", (*pid).into()), ("tid", (*tid).into()), ("comm", comm.as_str().into())]
             }
             Self::Vm(pid, name) => vec![("pid", (*pid).into()), ("vm", name.as_str().into())],
             Self::Cpu(cpu) => vec![("cpu", (*cpu).into())],
@@ -155,9 +166,7 @@ impl Row {
     /// The columns after the keys.
     fn figures(&self, losses: &Losses) -> [Field; 12] {
         let hist = &self.hist;
-        let [p50, p90, p99, p999] = hist
-            .quantiles_ns(QUANTILES)
-            .map_or([None; 4], |q| q.map(Some));
+        let [p50, p90, p99, p999] = hist.quantiles_ns(QUANTILES).map_or([None; 4], |q| q.map(Some));
         [
             ("count", hist.count().into()),
             ("sum_ns", hist.sum_ns().into()),
@@ -170,7 +179,7 @@ impl Row {
             ("preempted", self.preempted.into()),
             ("waiting", self.waiting.into()),
             ("longest_waiting_ns", self.longest_waiting_ns.into()),
-            ("lost", losses.waits().into()),
+            ("lost", losses.lost.into()),
         ]
     }
 
@@ -189,10 +198,7 @@ impl Row {
         }
         output::write_words(out, &self.summary())?;
         if self.hist.count() > 0 {
-            output::write_words(
-                out,
-                &groups::words(&groups(self.hist.picture(Unit::Micros))),
-            )?;
+            output::write_words(out, &groups::words(&groups(self.hist.picture(Unit::Micros))))?;
         }
         match self.longest_waiting_ns {
             Some(longest) => {
@@ -234,11 +240,7 @@ impl Row {
 }
 
 fn figure_columns() -> Vec<&'static str> {
-    Row::new(Key::All)
-        .figures(&Losses::default())
-        .into_iter()
-        .map(|(name, _)| name)
-        .collect()
+    Row::new(Key::All).figures(&Losses::default()).into_iter().map(|(name, _)| name).collect()
 }
 
 /// Writes a run's intervals in one format.
@@ -265,10 +267,7 @@ impl Report {
             Format::Csv(CsvKind::Summary) => figure_columns(),
             Format::Csv(CsvKind::Buckets) => output::BUCKET_COLUMNS.to_vec(),
         };
-        let keys = Interval::COLUMNS
-            .iter()
-            .chain(self.by.key_columns())
-            .copied();
+        let keys = Interval::COLUMNS.iter().chain(self.by.key_columns()).copied();
         output::write_csv_header(out, keys.chain(columns))
     }
 
@@ -322,28 +321,8 @@ impl Report {
         if rows.is_empty() {
             writeln!(out, "\nno waits")?;
         }
-        if losses.waits() > 0 {
-            writeln!(
-                out,
-                "lost {} waits: {} found no room in a map, {} came while the program was busy",
-                losses.waits(),
-                losses.no_room,
-                losses.missed
-            )?;
-        }
-        if losses.unrepaired > 0 {
-            writeln!(
-                out,
-                "too short {} waits: the kernel had no memory to repair them",
-                losses.unrepaired
-            )?;
-        }
-        if losses.unbooked > 0 {
-            writeln!(
-                out,
-                "not in the kernel's books {} waits: preempted on the way to sleep",
-                losses.unbooked
-            )?;
+        for line in losses.lines() {
+            writeln!(out, "{line}")?;
         }
         Ok(())
     }
@@ -355,10 +334,7 @@ mod tests {
     use std::time::Duration;
 
     fn interval() -> Interval {
-        Interval {
-            end: "2026-11-23T04:42:10Z".parse().unwrap(),
-            length: Duration::from_secs(10),
-        }
+        Interval { end: "2026-11-23T04:42:10Z".parse().unwrap(), length: Duration::from_secs(10) }
     }
 
     /// A hump at microseconds and a smaller one at milliseconds.
@@ -376,28 +352,16 @@ mod tests {
     }
 
     fn written(format: Format, by: By, rows: &[Row], losses: Losses) -> String {
-        let report = Report {
-            format,
-            by,
-            unit: Unit::Micros,
-            timestamp: false,
-        };
+        let report = Report { format, by, unit: Unit::Micros, timestamp: false };
         let mut out = Vec::new();
         report.begin(&mut out).unwrap();
-        report
-            .interval(&mut out, &interval(), rows, &losses)
-            .unwrap();
+        report.interval(&mut out, &interval(), rows, &losses).unwrap();
         String::from_utf8(out).unwrap()
     }
 
     #[test]
     fn text_has_the_picture_and_its_reading() {
-        let text = written(
-            Format::Text,
-            By::Nothing,
-            &[row(Key::All)],
-            Losses::default(),
-        );
+        let text = written(Format::Text, By::Nothing, &[row(Key::All)], Losses::default());
         insta::assert_snapshot!(text, @r"
         Tracing run queue latency... Hit Ctrl-C to end.
 
@@ -431,12 +395,7 @@ mod tests {
             longest_waiting_ns: Some(43_100_000),
             ..Row::new(Key::Thread(7, 8, "victim".to_owned()))
         };
-        let losses = Losses {
-            no_room: 3,
-            missed: 4,
-            unrepaired: 5,
-            unbooked: 6,
-        };
+        let losses = Losses { lost: 7, unrepaired: 5, unbooked: 6, reconstructed: 7 };
         let text = written(Format::Text, By::Thread, &[starved], losses);
         insta::assert_snapshot!(text, @r"
         Tracing run queue latency... Hit Ctrl-C to end.
@@ -444,19 +403,17 @@ mod tests {
         tid = 8 victim (pid 7)
         count 0
         still waiting 22, longest 43ms
-        lost 7 waits: 3 found no room in a map, 4 came while the program was busy
-        too short 5 waits: the kernel had no memory to repair them
-        not in the kernel's books 6 waits: preempted on the way to sleep
+        lost 7 waits: they found no room
+        too short 5 waits: no memory for their tasks' books
+        no times for 6 waits: preempted on the way to sleep
+        from totals 7 waits: sched_switch did not show them
         ");
     }
 
     #[test]
     fn csv_has_the_columns_of_the_design() {
         let rows = [row(Key::Vm(4_200, "web,1".to_owned()))];
-        let losses = Losses {
-            no_room: 1,
-            ..Losses::default()
-        };
+        let losses = Losses { lost: 1, ..Losses::default() };
         insta::assert_snapshot!(written(Format::Csv(CsvKind::Summary), By::Vm, &rows, losses), @r#"
         time,interval_s,pid,vm,count,sum_ns,min_ns,max_ns,p50_ns,p90_ns,p99_ns,p999_ns,preempted,waiting,longest_waiting_ns,lost
         2026-11-23T04:42:10.000000Z,10.0,4200,"web,1",1000,857180150,4000,8990693,9088,12928,8781824,8990693,101,22,43100000,1
@@ -466,20 +423,13 @@ mod tests {
     #[test]
     fn bucket_rows_add_up_to_the_count() {
         let rows = [row(Key::Cpu(1))];
-        let text = written(
-            Format::Csv(CsvKind::Buckets),
-            By::Cpu,
-            &rows,
-            Losses::default(),
-        );
+        let text = written(Format::Csv(CsvKind::Buckets), By::Cpu, &rows, Losses::default());
         let mut reader = csv::Reader::from_reader(text.as_bytes());
         assert_eq!(
             reader.headers().unwrap(),
             vec!["time", "interval_s", "cpu", "lo_ns", "hi_ns", "count"]
         );
-        let counts = reader
-            .records()
-            .map(|record| record.unwrap()[5].parse::<u64>().unwrap());
+        let counts = reader.records().map(|record| record.unwrap()[5].parse::<u64>().unwrap());
         assert_eq!(counts.sum::<u64>(), 1_000);
     }
 
@@ -498,10 +448,7 @@ mod tests {
             .chain(["buckets"]);
         assert!(names.eq(object.keys().map(String::as_str)));
         let buckets = object["buckets"].as_array().unwrap();
-        assert_eq!(
-            buckets.iter().map(|b| b[2].as_u64().unwrap()).sum::<u64>(),
-            1_000
-        );
+        assert_eq!(buckets.iter().map(|b| b[2].as_u64().unwrap()).sum::<u64>(), 1_000);
     }
 
     #[test]

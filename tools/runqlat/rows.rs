@@ -22,6 +22,8 @@ pub struct Counts {
 pub struct Element {
     /// A CPU's number, or what `struct waits_key` in bpf/runqlat.h says.
     pub id: u64,
+    /// Which of an ID's elements: a CPU has two.
+    pub part: u32,
     /// Which power of two.
     pub octave: u32,
     /// What it has counted.
@@ -47,12 +49,12 @@ pub struct Waiting {
 
 /// What was read last, to be subtracted from what is read next.
 #[derive(Default)]
-pub struct Earlier(HashMap<(u64, u32), Counts>);
+pub struct Earlier(HashMap<(u64, u32, u32), Counts>);
 
 impl Earlier {
     /// What an element has counted since it was read last.
     fn since(&mut self, element: &Element) -> Counts {
-        let earlier = self.0.entry((element.id, element.octave)).or_default();
+        let earlier = self.0.entry((element.id, element.part, element.octave)).or_default();
         let now = &element.counts;
         let since = Counts {
             octave: now.octave.since(&earlier.octave),
@@ -98,9 +100,8 @@ pub fn rows(
             continue;
         }
         let id = if by == By::Nothing { 0 } else { element.id };
-        let (named_ns, row) = rows
-            .entry(id)
-            .or_insert_with(|| (element.last_ns, Row::new(key(id, &element.comm))));
+        let (named_ns, row) =
+            rows.entry(id).or_insert_with(|| (element.last_ns, Row::new(key(id, &element.comm))));
         if element.last_ns > *named_ns {
             *named_ns = element.last_ns;
             row.key = key(id, &element.comm);
@@ -110,14 +111,8 @@ pub fn rows(
         row.start_unseen += since.start_unseen;
     }
     for task in waiting {
-        let id = if by == By::Cpu {
-            u64::from(task.cpu)
-        } else {
-            task.id
-        };
-        let (_, row) = rows
-            .entry(id)
-            .or_insert_with(|| (0, Row::new(key(id, &task.comm))));
+        let id = if by == By::Cpu { u64::from(task.cpu) } else { task.id };
+        let (_, row) = rows.entry(id).or_insert_with(|| (0, Row::new(key(id, &task.comm))));
         row.waiting += 1;
         row.longest_waiting_ns = row.longest_waiting_ns.max(Some(task.waited_ns));
     }
@@ -134,23 +129,10 @@ mod tests {
 
     /// An element of octave 6, [1024, 2048), with so many values in its first slot.
     fn element(id: u64, count: u64, last_ns: u64, comm: &str) -> Element {
-        let mut octave = Octave {
-            sum_ns: count * 1_030,
-            ..Octave::default()
-        };
+        let mut octave = Octave { sum_ns: count * 1_030, ..Octave::default() };
         octave.slots[0] = count;
-        let counts = Counts {
-            octave,
-            preempted: count / 2,
-            start_unseen: 0,
-        };
-        Element {
-            id,
-            octave: 6,
-            counts,
-            last_ns,
-            comm: comm.to_owned(),
-        }
+        let counts = Counts { octave, preempted: count / 2, start_unseen: 0 };
+        Element { id, part: 0, octave: 6, counts, last_ns, comm: comm.to_owned() }
     }
 
     fn thread(tgid: u64, tid: u64) -> u64 {
@@ -163,31 +145,18 @@ mod tests {
         waiting: &[Waiting],
         earlier: &mut Earlier,
     ) -> Vec<Row> {
-        rows(by, 0, elements, waiting, earlier, |pid, comm| {
-            format!("{comm}@{pid}")
-        })
+        rows(by, 0, elements, waiting, earlier, |pid, comm| format!("{comm}@{pid}"))
     }
 
     #[test]
     fn only_what_is_new_is_counted() {
         let mut earlier = Earlier::default();
-        let first = rows_by(
-            By::Thread,
-            &[element(thread(1, 2), 7, 1, "a")],
-            &[],
-            &mut earlier,
-        );
+        let first = rows_by(By::Thread, &[element(thread(1, 2), 7, 1, "a")], &[], &mut earlier);
         assert_eq!((first[0].hist.count(), first[0].preempted), (7, 3));
-        let elements = [
-            element(thread(1, 2), 18, 1, "a"),
-            element(thread(1, 3), 1, 1, "b"),
-        ];
+        let elements = [element(thread(1, 2), 18, 1, "a"), element(thread(1, 3), 1, 1, "b")];
         let second = rows_by(By::Thread, &elements, &[], &mut earlier);
         assert_eq!(second.len(), 2);
-        assert_eq!(
-            (second[0].hist.count(), second[0].hist.sum_ns()),
-            (11, 11 * 1_030)
-        );
+        assert_eq!((second[0].hist.count(), second[0].hist.sum_ns()), (11, 11 * 1_030));
         let third = rows_by(By::Thread, &elements, &[], &mut earlier);
         assert!(third.is_empty(), "nothing new: {third:?}");
     }
@@ -205,49 +174,26 @@ mod tests {
     #[test]
     fn the_latest_name_counts_and_the_longest_wait_comes_first() {
         let old = element(thread(1, 1), 1, 10, "bash");
-        let new = Element {
-            octave: 7,
-            ..element(thread(1, 1), 1, 20, "stress")
-        };
+        let new = Element { octave: 7, ..element(thread(1, 1), 1, 20, "stress") };
         let other = element(thread(9, 9), 5, 15, "other");
-        let rows = rows_by(
-            By::Process,
-            &[old, new, other],
-            &[],
-            &mut Earlier::default(),
-        );
+        let rows = rows_by(By::Process, &[old, new, other], &[], &mut Earlier::default());
         let keys: Vec<_> = rows.into_iter().map(|row| row.key).collect();
         assert_eq!(
             keys,
-            [
-                Key::Process(9, "other".to_owned()),
-                Key::Process(1, "stress".to_owned())
-            ]
+            [Key::Process(9, "other".to_owned()), Key::Process(1, "stress".to_owned())]
         );
     }
 
     #[test]
     fn who_only_waits_has_a_row() {
-        let waiting = |id, cpu, waited_ns| Waiting {
-            id,
-            cpu,
-            waited_ns,
-            comm: "vm".to_owned(),
-        };
+        let waiting = |id, cpu, waited_ns| Waiting { id, cpu, waited_ns, comm: "vm".to_owned() };
         let tasks = [waiting(thread(5, 0), 1, 70), waiting(thread(5, 0), 0, 90)];
         let rows = rows_by(By::Vm, &[], &tasks, &mut Earlier::default());
         assert_eq!(rows.len(), 1);
         assert_eq!(rows[0].key, Key::Vm(5, "vm@5".to_owned()));
         assert_eq!((rows[0].waiting, rows[0].longest_waiting_ns), (2, Some(90)));
-        let rows = rows_by(
-            By::Cpu,
-            &[],
-            &[waiting(0, 1, 70), waiting(0, 0, 90)],
-            &mut Earlier::default(),
-        );
-        assert_eq!(
-            rows.iter().map(|row| row.waiting).collect::<Vec<_>>(),
-            [1, 1]
-        );
+        let rows =
+            rows_by(By::Cpu, &[], &[waiting(0, 1, 70), waiting(0, 0, 90)], &mut Earlier::default());
+        assert_eq!(rows.iter().map(|row| row.waiting).collect::<Vec<_>>(), [1, 1]);
     }
 }

@@ -2,7 +2,6 @@
 
 use std::io::Read as _;
 use std::mem::{MaybeUninit, size_of};
-use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::time::Instant;
 
 use anyhow::{Context as _, Result};
@@ -65,6 +64,7 @@ pub struct Tracer<'obj> {
     tasks: Link,
     _sched_switch: Link,
     by: By,
+    cpus: u32,
     epoch: u16,
     interval_start: Instant,
     earlier_losses: Losses,
@@ -90,26 +90,19 @@ impl<'obj> Tracer<'obj> {
         let mut open = RunqlatSkelBuilder::default()
             .open(object)
             .context("failed to open the BPF programs")?;
-        set_knobs(&mut open, wanted)?;
-        let skel = open
-            .load()
-            .map_err(|err| host::explain_load_error("runqlat", err))?;
-        let sched_switch = skel
-            .progs
-            .sched_switch
-            .attach()
-            .context("failed to attach to `sched_switch`")?;
+        let cpus = u32::try_from(libbpf_rs::num_possible_cpus()?)?;
+        set_knobs(&mut open, wanted, cpus)?;
+        let skel = open.load().map_err(|err| host::explain_load_error("runqlat", err))?;
+        let sched_switch =
+            skel.progs.sched_switch.attach().context("failed to attach to `sched_switch`")?;
         let interval_start = Instant::now();
-        let tasks = skel
-            .progs
-            .tasks
-            .attach()
-            .context("failed to attach the task iterator")?;
+        let tasks = skel.progs.tasks.attach().context("failed to attach the task iterator")?;
         let mut tracer = Self {
             skel,
             tasks,
             _sched_switch: sched_switch,
             by: wanted.by,
+            cpus,
             epoch: 0,
             interval_start,
             earlier_losses: Losses::default(),
@@ -121,62 +114,44 @@ impl<'obj> Tracer<'obj> {
 
     /// Ends the interval and reads what it found.
     pub fn read(&mut self) -> Result<Reading> {
+        // Waits that sched_switch did not show belong to the interval that ends.
+        self.read_waiting()?;
         let epoch = self.epoch;
         self.epoch = epoch.wrapping_add(1);
         self.bss_mut()?.epoch = self.epoch;
         let (now, end) = (Instant::now(), Timestamp::now());
-        let interval = Interval {
-            end,
-            length: now.duration_since(self.interval_start),
-        };
+        let interval = Interval { end, length: now.duration_since(self.interval_start) };
         self.interval_start = now;
         let elements = match self.by {
             By::Nothing | By::Cpu => self.read_by_cpu()?,
             _ => self.read_keyed()?,
         };
         let waiting = self.read_waiting()?;
-        Ok(Reading {
-            epoch,
-            interval,
-            elements,
-            waiting,
-            losses: self.new_losses()?,
-        })
+        Ok(Reading { epoch, interval, elements, waiting, losses: self.new_losses()? })
     }
 
     fn bss_mut(&mut self) -> Result<&mut types::bss> {
-        self.skel
-            .maps
-            .bss_data
-            .as_deref_mut()
-            .context("failed to map the program's variables")
+        self.skel.maps.bss_data.as_deref_mut().context("failed to map the program's variables")
     }
 
     /// A copy of the program's variables.
     fn bss(&self) -> Result<types::bss> {
-        let bytes = self
-            .skel
-            .maps
-            .bss
-            .lookup(&0_u32.to_ne_bytes(), MapFlags::ANY)?;
+        let bytes = self.skel.maps.bss.lookup(&0_u32.to_ne_bytes(), MapFlags::ANY)?;
         copy_out(&bytes.context("failed to read the program's variables")?)
     }
 
     fn read_by_cpu(&self) -> Result<Vec<Element>> {
         let map = &self.skel.maps.by_cpu;
-        let cpus: Vec<(u32, types::cpu_waits)> = read_all(map, u64::from(map.max_entries()))?;
-        let elements = cpus.iter().flat_map(|(cpu, waits)| {
-            waits
-                .octaves
-                .iter()
-                .zip(0..)
-                .map(|(waits, octave)| Element {
-                    id: u64::from(*cpu),
-                    octave,
-                    counts: counts(waits),
-                    last_ns: 0,
-                    comm: String::new(),
-                })
+        let elements: Vec<(u32, types::cpu_waits)> = read_all(map, u64::from(map.max_entries()))?;
+        let elements = elements.iter().flat_map(|&(element, ref waits)| {
+            waits.octaves.iter().zip(0..).map(move |(waits, octave)| Element {
+                id: u64::from(element % self.cpus),
+                part: element / self.cpus,
+                octave,
+                counts: counts(waits),
+                last_ns: 0,
+                comm: String::new(),
+            })
         });
         Ok(elements.collect())
     }
@@ -188,6 +163,7 @@ impl<'obj> Tracer<'obj> {
             read_all(&self.skel.maps.keyed, created)?;
         let elements = elements.iter().map(|(key, keyed)| Element {
             id: key.id,
+            part: 0,
             octave: key.octave,
             counts: counts(&keyed.waits),
             last_ns: keyed.last_ns,
@@ -224,12 +200,11 @@ impl<'obj> Tracer<'obj> {
 
     fn new_losses(&mut self) -> Result<Losses> {
         let bss = self.bss()?;
-        let prog = self.skel.progs.sched_switch.as_fd().as_raw_fd();
         let now = Losses {
-            no_room: bss.lost,
-            missed: host::recursion_misses(prog)?,
+            lost: bss.lost,
             unrepaired: bss.unrepaired,
             unbooked: bss.unbooked,
+            reconstructed: bss.reconstructed,
         };
         let since = now.since(&self.earlier_losses);
         self.earlier_losses = now;
@@ -237,21 +212,15 @@ impl<'obj> Tracer<'obj> {
     }
 }
 
-fn set_knobs(open: &mut OpenRunqlatSkel<'_>, wanted: &Wanted) -> Result<()> {
-    let cpus = libbpf_rs::num_possible_cpus().context("failed to count the CPUs")?;
-    open.maps.by_cpu.set_max_entries(u32::try_from(cpus)?)?;
+fn set_knobs(open: &mut OpenRunqlatSkel<'_>, wanted: &Wanted, cpus: u32) -> Result<()> {
+    open.maps.by_cpu.set_max_entries(2 * cpus)?;
     if !matches!(wanted.by, By::Nothing | By::Cpu) {
         let tasks = host::pid_max()?.min((4 * host::threads()?).max(MIN_KEYS));
-        open.maps
-            .keyed
-            .set_max_entries(u32::try_from(tasks * OCTAVES_PER_KEY)?)?;
+        open.maps.keyed.set_max_entries(u32::try_from(tasks * OCTAVES_PER_KEY)?)?;
     }
 
-    let knobs = open
-        .maps
-        .rodata_data
-        .as_deref_mut()
-        .context("failed to map the knobs")?;
+    let knobs = open.maps.rodata_data.as_deref_mut().context("failed to map the knobs")?;
+    knobs.cpus = cpus;
     knobs.by = match wanted.by {
         By::Nothing => types::breakdown::BY_NOTHING,
         By::Process => types::breakdown::BY_PROCESS,
@@ -260,12 +229,7 @@ fn set_knobs(open: &mut OpenRunqlatSkel<'_>, wanted: &Wanted) -> Result<()> {
         By::Cpu => types::breakdown::BY_CPU,
         By::PidNs => types::breakdown::BY_PIDNS,
     };
-    let TaskFilter {
-        pid,
-        tid,
-        cgroup,
-        vm,
-    } = &wanted.filter;
+    let TaskFilter { pid, tid, cgroup, vm } = &wanted.filter;
     if let Some(vm) = vm {
         knobs.only_tgid = vm.pid;
         knobs.only_vcpus = true;
@@ -281,10 +245,7 @@ fn set_knobs(open: &mut OpenRunqlatSkel<'_>, wanted: &Wanted) -> Result<()> {
     if let Some(CpuList(cpus)) = &wanted.cpus {
         knobs.only_some_cpus = true;
         for cpu in cpus {
-            let word = knobs
-                .only_cpus
-                .get_mut(cpu / 64)
-                .context("CPU number out of range")?;
+            let word = knobs.only_cpus.get_mut(cpu / 64).context("CPU number out of range")?;
             *word |= 1 << (cpu % 64);
         }
     }
@@ -292,23 +253,9 @@ fn set_knobs(open: &mut OpenRunqlatSkel<'_>, wanted: &Wanted) -> Result<()> {
 }
 
 fn counts(waits: &types::waits) -> Counts {
-    let types::hist_octave {
-        slots,
-        sum_ns,
-        highest,
-        lowest,
-        above_us,
-        above_ms,
-    } = waits.hist;
+    let types::hist_octave { slots, sum_ns, highest, lowest, above_us, above_ms } = waits.hist;
     Counts {
-        octave: Octave {
-            slots,
-            sum_ns,
-            highest,
-            lowest,
-            above_us,
-            above_ms,
-        },
+        octave: Octave { slots, sum_ns, highest, lowest, above_us, above_ms },
         preempted: waits.preempted,
         start_unseen: waits.start_unseen,
     }

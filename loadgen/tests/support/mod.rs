@@ -19,13 +19,8 @@ static GUESTS: Mutex<()> = Mutex::new(());
 
 /// One test at a time may have guests: they measure time and load.
 pub fn alone() -> MutexGuard<'static, ()> {
-    assert!(
-        Path::new("/dev/kvm").exists(),
-        "these tests need /dev/kvm and root"
-    );
-    GUESTS
-        .lock()
-        .unwrap_or_else(|poisoned| poisoned.into_inner())
+    assert!(Path::new("/dev/kvm").exists(), "these tests need /dev/kvm and root");
+    GUESTS.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
 /// loadgen, with everything but its arguments.
@@ -57,16 +52,12 @@ impl Drop for TempDir {
 /// The truth, one value per line.
 pub fn read_truth(path: &Path) -> Vec<Value> {
     let text = fs::read_to_string(path).expect("the truth");
-    text.lines()
-        .map(|line| serde_json::from_str(line).expect("a JSON object"))
-        .collect()
+    text.lines().map(|line| serde_json::from_str(line).expect("a JSON object")).collect()
 }
 
 /// A number of a line of truth.
 pub fn number(line: &Value, name: &str) -> u64 {
-    line[name]
-        .as_u64()
-        .unwrap_or_else(|| panic!("{name} in {line}"))
+    line[name].as_u64().unwrap_or_else(|| panic!("{name} in {line}"))
 }
 
 /// Runs to the end; returns the summary (`--json`) and the truth.
@@ -110,12 +101,7 @@ impl Running {
         let mut first_line = String::new();
         stdout.read_line(&mut first_line).expect("its first line");
         let children = children_of(child.id());
-        Self {
-            child,
-            stdout: Some(stdout),
-            first_line,
-            children,
-        }
+        Self { child, stdout: Some(stdout), first_line, children }
     }
 
     pub fn pid(&self) -> u32 {
@@ -203,8 +189,7 @@ pub fn cgroups(pid: u32) -> Vec<PathBuf> {
         .filter_map(|line| {
             let mut fields = line.split(' ').skip(1);
             let (point, kind) = (fields.next()?, fields.next()?);
-            kind.starts_with("cgroup")
-                .then(|| Path::new(point).join(format!("loadgen-{pid}")))
+            kind.starts_with("cgroup").then(|| Path::new(point).join(format!("loadgen-{pid}")))
         })
         .filter(|dir| dir.exists())
         .collect()
@@ -219,22 +204,14 @@ pub fn comm(pid: u32) -> String {
 /// Nanoseconds on a CPU and waiting for one, of a process's main thread.
 pub fn schedstat(pid: u32) -> (u64, u64) {
     let text = fs::read_to_string(format!("/proc/{pid}/schedstat")).expect("schedstat");
-    let mut fields = text
-        .split_whitespace()
-        .map(|f| f.parse().expect("a number"));
-    (
-        fields.next().expect("run"),
-        fields.next().expect("run_delay"),
-    )
+    let mut fields = text.split_whitespace().map(|f| f.parse().expect("a number"));
+    (fields.next().expect("run"), fields.next().expect("run_delay"))
 }
 
 fn children_of(parent: u32) -> Vec<u32> {
     let path = format!("/proc/{parent}/task/{parent}/children");
     if let Ok(children) = fs::read_to_string(path) {
-        return children
-            .split_whitespace()
-            .map(|pid| pid.parse().expect("a PID"))
-            .collect();
+        return children.split_whitespace().map(|pid| pid.parse().expect("a PID")).collect();
     }
     // Kernels without CONFIG_PROC_CHILDREN.
     let entries = fs::read_dir("/proc").expect("/proc").flatten();
