@@ -41,14 +41,16 @@ global_asm!(
 
     // ---- spin: burn, count, look at the stop flag
     "loadgen_guest_spin:",
-    "   mov ecx, {SPINS}",
+    "   mov rax, [r15 + {STEAL_TIME}]",
+    "   mov [r15 + {STEAL_AT_START_NS}], rax",
+    "1: mov ecx, {SPINS}",
     "2: dec ecx",
     "   jnz 2b",
     "   inc qword ptr [r15 + {ITERATIONS}]",
     "   mov rax, [r15 + {STEAL_TIME}]",
     "   mov [r15 + {STEAL_NS}], rax",
     "   cmp dword ptr [r15 + {STOP}], 0",
-    "   je loadgen_guest_spin",
+    "   je 1b",
 
     // ---- leave for good; the VMM does not come back, but if it did, nothing else would run
     "3: out {STOP_PORT}, al",
@@ -60,6 +62,8 @@ global_asm!(
     // r13   ticks whose lateness has been noted
     // r12   ticks there had been when this period began
     "loadgen_guest_timed:",
+    "   mov rax, [r15 + {STEAL_TIME}]",
+    "   mov [r15 + {STEAL_AT_START_NS}], rax",
     "   mov dword ptr [r14 + {APIC_SPURIOUS}], {APIC_ENABLED}",
     "   mov dword ptr [r14 + {APIC_TIMER_DIVIDE}], {APIC_DIVIDE_BY_1}",
     "   mov dword ptr [r14 + {APIC_LVT_TIMER}], {APIC_PERIODIC}",
@@ -165,6 +169,7 @@ global_asm!(
     STOP_PORT = const STOP_PORT,
     STOP = const offset_of!(VcpuPage, stop),
     STEAL_TIME = const offset_of!(VcpuPage, steal_time.steal),
+    STEAL_AT_START_NS = const offset_of!(VcpuPage, steal_at_start_ns),
     STEAL_NS = const offset_of!(VcpuPage, steal_ns),
     ITERATIONS = const offset_of!(VcpuPage, iterations),
     TICKS = const offset_of!(VcpuPage, ticks),

@@ -30,6 +30,9 @@ pub(crate) struct VcpuPage {
     pub(crate) latest_tick_tsc: AtomicU64,
     /// HLT instructions executed.
     pub(crate) hlts: AtomicU64,
+    /// `steal_time.steal` as the guest's first instruction read it, in nanoseconds: KVM counts from the birth
+    /// of the vCPU's thread, which has waited while the guest was made.
+    pub(crate) steal_at_start_ns: AtomicU64,
     /// `steal_time.steal` as the guest last read it, in nanoseconds.
     pub(crate) steal_ns: AtomicU64,
 

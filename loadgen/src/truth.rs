@@ -41,7 +41,8 @@ pub struct Truth {
     pub latest_tick_ns: u64,
     /// Exits the guest caused, by kind.
     pub exits: BTreeMap<&'static str, u64>,
-    /// Steal time as the guest read it from MSR_KVM_STEAL_TIME, in nanoseconds; none if KVM has no steal time.
+    /// Steal time since the guest's first instruction, as the guest read it from MSR_KVM_STEAL_TIME, in nanoseconds;
+    /// none if KVM has no steal time.
     pub steal_ns: Option<u64>,
     /// What went wrong, if the guest ended without being told to.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -68,7 +69,11 @@ impl Truth {
             ticks_missed: page.ticks_missed.load(Relaxed),
             latest_tick_ns: page.latest_tick_ns(),
             exits: BTreeMap::from([("hlt", page.hlts.load(Relaxed))]),
-            steal_ns: steal.then(|| page.steal_ns.load(Relaxed)),
+            // A guest that has not come to its first look has read nothing yet.
+            steal_ns: steal.then(|| {
+                let at_start_ns = page.steal_at_start_ns.load(Relaxed);
+                page.steal_ns.load(Relaxed).saturating_sub(at_start_ns)
+            }),
             failure: page.failure().map(|failure| failure.to_string()),
         }
     }

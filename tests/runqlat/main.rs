@@ -1,5 +1,7 @@
 //! runqlat, run as a user runs it, against the kernel's own books.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 #[path = "../util/mod.rs"]
 mod util;
 

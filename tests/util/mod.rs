@@ -13,6 +13,13 @@ pub fn alone() -> MutexGuard<'static, ()> {
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// The load generator, built beside the tools.
+pub fn loadgen() -> String {
+    let path = Path::new(env!("CARGO_BIN_EXE_runqlat")).with_file_name("loadgen");
+    assert!(path.exists(), "`{}` is not built: cargo build --workspace", path.display());
+    path.to_str().unwrap().to_owned()
+}
+
 /// The second field of /proc/PID/task/TID/schedstat: nanoseconds spent waiting for a CPU.
 pub fn run_delay_ns(pid: u32, tid: i32) -> u64 {
     let text = fs::read_to_string(format!("/proc/{pid}/task/{tid}/schedstat")).unwrap();
