@@ -1,0 +1,30 @@
+# The words that newcomers and packagers type. What they do is in cargo, packaging/ and tests/.
+
+PREFIX ?= /usr/local
+export DESTDIR PREFIX
+
+.PHONY: all demo test bench install
+
+all:
+	packaging/install-deps build
+	cargo build --release --workspace
+
+demo: all
+	packaging/demo target/release
+
+test:
+	packaging/install-deps test
+	cargo fmt --all --check
+	clang-format --dry-run --Werror bpf/*.c bpf/*.h
+	cargo clippy --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items --quiet
+	mandoc -T lint -W warning man/*.8
+	tests/check-rebuild
+	cargo test --workspace
+
+bench:
+	packaging/install-deps bench
+	cargo bench --bench runqlat
+
+install: all
+	packaging/install target/release
