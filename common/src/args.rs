@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use clap::ValueEnum;
@@ -140,10 +140,13 @@ fn check_process(pid: i32) -> Result<()> {
     }
 }
 
-/// A positive number of seconds, fractions allowed.
-fn parse_seconds(text: &str) -> Result<Duration, String> {
+/// A positive number of seconds, fractions allowed, no more than a clock can count.
+pub fn parse_seconds(text: &str) -> Result<Duration, String> {
     let seconds: f64 = text.parse().map_err(|_| "not a number of seconds".to_owned())?;
     match Duration::try_from_secs_f64(seconds) {
+        Ok(duration) if Instant::now().checked_add(duration).is_none() => {
+            Err("not a length of time".to_owned())
+        }
         Ok(duration) if duration >= Duration::from_millis(1) => Ok(duration),
         Ok(_) => Err("must be at least 0.001 seconds".to_owned()),
         Err(_) if seconds < 0.0 => Err("must be more than 0 seconds".to_owned()),
@@ -201,7 +204,7 @@ mod tests {
     fn seconds_are_positive_numbers() {
         assert_eq!(parse_seconds("10"), Ok(Duration::from_secs(10)));
         assert_eq!(parse_seconds("0.25"), Ok(Duration::from_millis(250)));
-        for bad in ["abc", "", "1s", "-1", "0", "nan", "inf", "1e300"] {
+        for bad in ["abc", "", "1s", "-1", "0", "nan", "inf", "1e19", "1e300"] {
             assert!(parse_seconds(bad).is_err(), "{bad}");
         }
     }

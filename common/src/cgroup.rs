@@ -42,34 +42,42 @@ impl Cgroup {
     }
 }
 
+/// Where a cgroup hierarchy, or a part of it, is mounted.
 #[derive(Debug)]
-struct Mount {
-    root: PathBuf,
-    point: PathBuf,
-    kind: String,
+pub struct Mount {
+    /// The path within the hierarchy of what is mounted.
+    pub root: PathBuf,
+    /// Where.
+    pub point: PathBuf,
+    /// `cgroup` (version 1) or `cgroup2`.
+    pub kind: String,
+    /// The options of the hierarchy; of version 1, its controllers are among them.
+    pub options: String,
 }
 
 /// The lines of /proc/self/mountinfo that are cgroup mounts (proc(5); octal escapes do not occur in them).
-fn cgroup_mounts(mountinfo: &str) -> impl Iterator<Item = Mount> {
+pub fn mounts(mountinfo: &str) -> impl Iterator<Item = Mount> {
     mountinfo.lines().filter_map(|line| {
         let (fields, rest) = line.split_once(" - ")?;
-        let kind = rest.split(' ').next().filter(|kind| kind.starts_with("cgroup"))?;
+        let mut rest = rest.split(' ');
+        let kind = rest.next().filter(|kind| kind.starts_with("cgroup"))?;
         let mut fields = fields.split(' ').skip(3);
         Some(Mount {
             root: fields.next()?.into(),
             point: fields.next()?.into(),
             kind: kind.to_owned(),
+            options: rest.nth(1)?.to_owned(),
         })
     })
 }
 
 fn mount_of(path: &Path, mountinfo: &str) -> Option<Mount> {
-    let holders = cgroup_mounts(mountinfo).filter(|mount| path.starts_with(&mount.point));
+    let holders = mounts(mountinfo).filter(|mount| path.starts_with(&mount.point));
     holders.max_by_key(|mount| mount.point.components().count())
 }
 
 fn first_cgroup2(mountinfo: &str) -> Option<PathBuf> {
-    cgroup_mounts(mountinfo).find(|mount| mount.kind == "cgroup2").map(|mount| mount.point)
+    mounts(mountinfo).find(|mount| mount.kind == "cgroup2").map(|mount| mount.point)
 }
 
 #[cfg(test)]

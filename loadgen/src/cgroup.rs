@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use common::cgroup::{Mount, mounts};
+
 /// `cpu.shares` of all guests together; one ordinary task of nice 0 has 1,024.
 const CPU_SHARES: u32 = 64;
 /// The same as a v2 `cpu.weight`, where an ordinary task has 100.
@@ -24,15 +26,6 @@ pub(crate) struct Cgroup {
     has_weight: bool,
 }
 
-/// Where a cgroup hierarchy is mounted.
-#[derive(Debug, PartialEq, Eq)]
-struct Mount {
-    version: Version,
-    /// Path within the hierarchy of what is mounted.
-    root: PathBuf,
-    point: PathBuf,
-}
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Version {
     /// A v1 hierarchy with the cpu controller.
@@ -44,12 +37,11 @@ enum Version {
 impl Cgroup {
     /// Makes the cgroup wherever it can be made.
     pub(crate) fn create(name: &str) -> Self {
-        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let mountinfo = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
         let mut cgroup = Self::default();
         for version in [Version::V1, Version::V2] {
-            let mount = mounts.lines().filter_map(parse_mount);
-            for mount in mount.filter(|m| m.version == version).take(1) {
+            for mount in mounts(&mountinfo).filter(|mount| version.is_of(mount)).take(1) {
                 // The top of the tree is right for root; next to its own cgroup is where others may be
                 // allowed to.
                 let beside = own_path(&own, version)
@@ -163,18 +155,13 @@ fn has_fleet(parent: &Path) -> bool {
     })
 }
 
-/// A line of /proc/self/mountinfo, if it is a hierarchy we can use.
-fn parse_mount(line: &str) -> Option<Mount> {
-    let (mount, source) = line.split_once(" - ")?;
-    let mut source = source.split(' ');
-    let (kind, options) = (source.next()?, source.nth(1)?);
-    let version = match kind {
-        "cgroup" if options.split(',').any(|option| option == "cpu") => Version::V1,
-        "cgroup2" => Version::V2,
-        _ => return None,
-    };
-    let mut mount = mount.split(' ').skip(3);
-    Some(Mount { version, root: mount.next()?.into(), point: mount.next()?.into() })
+impl Version {
+    fn is_of(self, mount: &Mount) -> bool {
+        match self {
+            Self::V1 => mount.kind == "cgroup" && mount.options.split(',').any(|o| o == "cpu"),
+            Self::V2 => mount.kind == "cgroup2",
+        }
+    }
 }
 
 /// This process's own cgroup, from /proc/self/cgroup.
@@ -195,17 +182,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn mounts_are_found_by_what_they_are() {
-        let v1 = "31 24 0:27 / /sys/fs/cgroup/cpu,cpuacct rw,nosuid shared:9 - cgroup cgroup rw,cpu,cpuacct";
-        let mount = parse_mount(v1).expect("a v1 cpu hierarchy");
-        assert_eq!(mount.version, Version::V1);
-        assert_eq!(mount.point, Path::new("/sys/fs/cgroup/cpu,cpuacct"));
-        let cpuset = "33 24 0:29 / /sys/fs/cgroup/cpuset rw - cgroup cgroup rw,cpuset";
-        assert_eq!(parse_mount(cpuset), None);
-        let v2 = "30 23 0:26 /docker/1 /sys/fs/cgroup rw shared:4 - cgroup2 cgroup2 rw,nsdelegate";
-        let mount = parse_mount(v2).expect("a v2 hierarchy");
-        assert_eq!((mount.version, mount.root.as_path()), (Version::V2, Path::new("/docker/1")));
-        assert_eq!(parse_mount("22 1 8:1 / / rw - ext4 /dev/sda1 rw"), None);
+    fn hierarchies_are_found_by_what_they_are() {
+        let mountinfo = "\
+31 24 0:27 / /sys/fs/cgroup/cpu,cpuacct rw,nosuid shared:9 - cgroup cgroup rw,cpu,cpuacct
+33 24 0:29 / /sys/fs/cgroup/cpuset rw - cgroup cgroup rw,cpuset
+30 23 0:26 /docker/1 /sys/fs/cgroup/unified rw shared:4 - cgroup2 cgroup2 rw,nsdelegate
+22 1 8:1 / / rw - ext4 /dev/sda1 rw
+";
+        let points = |version: Version| -> Vec<PathBuf> {
+            mounts(mountinfo).filter(|m| version.is_of(m)).map(|m| m.point).collect()
+        };
+        assert_eq!(points(Version::V1), [Path::new("/sys/fs/cgroup/cpu,cpuacct")]);
+        assert_eq!(points(Version::V2), [Path::new("/sys/fs/cgroup/unified")]);
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail};
+use common::host;
 use common::session::host_cannot;
 use kvm_ioctls::{Cap, Kvm};
 
@@ -329,7 +330,7 @@ fn check_limits(kvm: &Kvm, spec: &Spec) -> Result<()> {
             spec.vcpus
         )));
     }
-    let tasks = u64::from(spec.vms) * u64::from(spec.vcpus) + running_tasks();
+    let tasks = u64::from(spec.vms) * u64::from(spec.vcpus) + host::threads()?;
     for limit in ["pid_max", "threads-max"] {
         let path = format!("/proc/sys/kernel/{limit}");
         let most = fs::read_to_string(path).unwrap_or_default();
@@ -345,13 +346,6 @@ fn check_limits(kvm: &Kvm, spec: &Spec) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Number of tasks on this host: the second half of the fourth field of /proc/loadavg.
-fn running_tasks() -> u64 {
-    let loadavg = fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    let tasks = loadavg.split_whitespace().nth(3).and_then(|f| f.split_once('/'));
-    tasks.and_then(|(_, all)| all.parse().ok()).unwrap_or(0)
 }
 
 fn fork_failed(index: u32, cause: &io::Error) -> anyhow::Error {

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow};
+use common::args::parse_seconds;
 use common::session::Stop;
 use indicatif::{ProgressBar, ProgressStyle};
 use loadgen::{Fleet, Spec, Stopped, TruthFile, Workload};
@@ -34,7 +35,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "WORKLOAD", default_value = "spin")]
     workload: Workload,
     /// Stop after this many seconds
-    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]
     duration: Option<Duration>,
     /// Write what each vCPU did to this file, as JSON lines
     #[arg(long, value_name = "FILE")]
@@ -242,16 +243,6 @@ fn count(number: u64, noun: &str) -> String {
     format!("{number} {noun}{plural}")
 }
 
-/// Seconds, with or without a fraction.
-fn seconds(text: &str) -> Result<Duration, String> {
-    text.parse()
-        .ok()
-        .filter(|seconds| *seconds > 0.0)
-        .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
-        .filter(|duration| Instant::now().checked_add(*duration).is_some())
-        .ok_or_else(|| "it is not a number of seconds above 0".to_owned())
-}
-
 /// Bytes, with or without a unit.
 fn size(text: &str) -> Result<u64, String> {
     let (number, unit) = match text.char_indices().last() {
@@ -282,14 +273,6 @@ mod tests {
         assert_eq!(size("0"), Ok(0));
         for text in ["", "M", "4095", "1.5M", "-4K", "61G", "99999999999G", "2MB", "ä"] {
             assert!(size(text).is_err(), "{text}");
-        }
-    }
-
-    #[test]
-    fn durations_may_have_fractions() {
-        assert_eq!(seconds("0.25"), Ok(Duration::from_millis(250)));
-        for text in ["", "0", "-1", "nan", "inf", "1e30", "5s"] {
-            assert!(seconds(text).is_err(), "{text}");
         }
     }
 }
