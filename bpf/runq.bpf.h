@@ -32,15 +32,14 @@ struct {
 	__type(value, struct runq_books);
 } books SEC(".maps");
 
-/* Waits of tasks for whose books there was no memory: if split, only the last part is counted. */
-__u64 unrepaired;
-
 struct runq_wait {
 	__u64 ns;
 	__u32 preempted;    /* began by preemption (or a yield), not by a wake-up */
 	__u32 start_unseen; /* how it began is not known */
 	__u32 vcpu;	    /* the task is a vCPU's thread */
 	__u32 booked;	    /* the kernel has a wait in its books */
+	__u32 last_part;    /* no memory for the task's books: if split, only the last part is known */
+	__u32 pad;
 	/* Waits between the last one seen and this one, of which the books have number and sum. */
 	__u64 missed;
 	__u64 missed_ns;
@@ -124,7 +123,7 @@ static __always_inline void runq_wait_ends(struct task_struct *next, struct runq
 		first = runq_first_books(next);
 		b = bpf_task_storage_get(&books, next, &first, BPF_LOCAL_STORAGE_GET_F_CREATE);
 		if (!b) {
-			__sync_fetch_and_add(&unrepaired, 1);
+			wait->last_part = true;
 			wait->start_unseen = true;
 			wait->vcpu = first.flags & RUNQ_VCPU;
 			return;

@@ -28,6 +28,8 @@ const volatile __u32 cpus = 1;
 volatile __u16 epoch;
 /* Waits that found no room in a map. */
 __u64 lost;
+/* Waits of which earlier parts, on other CPUs, may be missing. */
+__u64 unrepaired;
 /* Waits that ended but are not in the kernel's books. */
 __u64 unbooked;
 /* Waits counted from the books alone, as sched_switch did not show them. */
@@ -197,6 +199,8 @@ static __always_inline int switched_in(struct task_struct *next)
 	runq_wait_ends(next, &wait);
 	if (!wanted_now(next, cpu, wait.vcpu))
 		return 0;
+	if (wait.last_part)
+		__sync_fetch_and_add(&unrepaired, 1);
 	if (wait.missed)
 		count_missed(next, cpu, wait.missed, wait.missed_ns);
 	if (!wait.booked && !wait.ns) {

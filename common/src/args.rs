@@ -9,6 +9,7 @@ use anyhow::Result;
 use clap::ValueEnum;
 
 use crate::cgroup::Cgroup;
+use crate::host;
 use crate::session::usage;
 use crate::vms::{self, Vm};
 
@@ -20,7 +21,7 @@ pub struct OutputArgs {
     pub interval: Option<Duration>,
 
     /// Number of outputs; without it, until Ctrl-C
-    #[arg(value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(value_name = "COUNT", value_parser = parse_count)]
     pub count: Option<u64>,
 
     /// End after so many seconds
@@ -72,11 +73,11 @@ pub enum CsvKind {
 #[derive(clap::Args, Clone, Debug)]
 pub struct TaskFilterArgs {
     /// Only threads of this process
-    #[arg(short = 'p', long, value_parser = clap::value_parser!(i32).range(1..))]
+    #[arg(short = 'p', long, value_parser = parse_id)]
     pub pid: Option<i32>,
 
     /// Only this thread
-    #[arg(short = 't', long, value_parser = clap::value_parser!(i32).range(1..))]
+    #[arg(short = 't', long, value_parser = parse_id)]
     pub tid: Option<i32>,
 
     /// Only tasks in this cgroup (v2) and below
@@ -104,13 +105,14 @@ pub struct TaskFilter {
 impl TaskFilterArgs {
     /// Checks that what is named exists. A usage error if not.
     pub fn resolve(&self) -> Result<TaskFilter> {
+        if self.pid.is_some() || self.tid.is_some() || self.vm.is_some() {
+            host::check_pid_namespace()?;
+        }
         if let Some(pid) = self.pid {
             check_process(pid)?;
         }
-        if let Some(tid) = self.tid
-            && !Path::new(&format!("/proc/{tid}")).exists()
-        {
-            return Err(usage(format!("no thread has TID {tid}")));
+        if let Some(tid) = self.tid {
+            check_thread(tid, self.pid)?;
         }
         let vm = self.vm.as_deref().map(vms::find).transpose()?;
         if let (Some(pid), Some(vm)) = (self.pid, &vm)
@@ -128,16 +130,57 @@ impl TaskFilterArgs {
 }
 
 fn check_process(pid: i32) -> Result<()> {
-    let Ok(status) = fs::read_to_string(format!("/proc/{pid}/status")) else {
+    // Bytes: a process may call itself what it likes, UTF-8 or not.
+    let Ok(status) = fs::read(format!("/proc/{pid}/status")) else {
         return Err(usage(format!("no process has PID {pid}")));
     };
-    let tgid = status.lines().find_map(|line| line.strip_prefix("Tgid:")).map(str::trim);
-    match tgid.and_then(|tgid| tgid.parse::<i32>().ok()) {
-        Some(tgid) if tgid != pid => {
-            Err(usage(format!("{pid} is a thread of process {tgid}: use -t {pid} for it alone")))
+    let status = String::from_utf8_lossy(&status);
+    let field = |name| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+    if let Some(tgid) = field("Tgid:").filter(|tgid| *tgid != pid.to_string()) {
+        let sentence = format!("{pid} is a thread of process {tgid}: use -t {pid} for it alone");
+        return Err(usage(sentence));
+    }
+    match field("State:") {
+        Some(state) if state.starts_with(['Z', 'X']) => {
+            Err(usage(format!("process {pid} has ended")))
         }
         _ => Ok(()),
     }
+}
+
+fn check_thread(tid: i32, pid: Option<i32>) -> Result<()> {
+    if !Path::new(&format!("/proc/{tid}")).exists() {
+        return Err(usage(format!("no thread has TID {tid}")));
+    }
+    match pid {
+        Some(pid) if !Path::new(&format!("/proc/{pid}/task/{tid}")).exists() => {
+            Err(usage(format!("{tid} is no thread of process {pid}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+impl TaskFilter {
+    /// A sentence if the process or thread that was asked for has ended since: nothing more will come.
+    pub fn ended(&self) -> Option<String> {
+        let gone = |id: &i32| !Path::new(&format!("/proc/{id}")).exists();
+        if let Some(tid) = self.tid.filter(gone) {
+            return Some(format!("thread {tid} has ended"));
+        }
+        let pid = self.pid.or(self.vm.as_ref().map(|vm| vm.pid)).filter(gone)?;
+        Some(format!("process {pid} has ended"))
+    }
+}
+
+fn parse_id(text: &str) -> Result<i32, String> {
+    text.parse()
+        .ok()
+        .filter(|id| *id > 0)
+        .ok_or_else(|| "not the ID of a process or thread".to_owned())
+}
+
+fn parse_count(text: &str) -> Result<u64, String> {
+    text.parse().ok().filter(|n| *n > 0).ok_or_else(|| "not a number of outputs".to_owned())
 }
 
 /// A positive number of seconds, fractions allowed, no more than a clock can count.

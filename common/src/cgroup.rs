@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
+use crate::host;
 use crate::session::usage;
 
 /// A cgroup v2 directory.
@@ -25,16 +26,17 @@ impl Cgroup {
             return Err(usage(format!("there is no cgroup `{shown}`")));
         };
         let mountinfo = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let hint = match first_cgroup2(&mountinfo) {
+            Some(root) => format!("name one below {}", root.display()),
+            None => "this host has none".to_owned(),
+        };
         let Some(mount) = mount_of(&path, &mountinfo).filter(|_| metadata.is_dir()) else {
-            return Err(usage(format!("`{shown}` is no cgroup directory")));
+            return Err(usage(format!("`{shown}` is no cgroup directory: {hint}")));
         };
         if mount.kind != "cgroup2" {
-            let hint = match first_cgroup2(&mountinfo) {
-                Some(root) => format!("name one below {}", root.display()),
-                None => "this host has none".to_owned(),
-            };
             return Err(usage(format!("`{shown}` is not a cgroup of version 2: {hint}")));
         }
+        host::check_cgroup_namespace()?;
         let depth = |path: &Path| path.components().count();
         // Both the mount's root and its mount point begin with a component for `/`.
         let level = depth(&mount.root) - 1 + depth(&path) - depth(&mount.point);
@@ -110,6 +112,6 @@ mod tests {
     fn what_is_no_cgroup_is_refused() {
         let refusal = |path: &str| Cgroup::resolve(Path::new(path)).unwrap_err().to_string();
         assert_eq!(refusal("/no/such"), "there is no cgroup `/no/such`");
-        assert_eq!(refusal("/etc"), "`/etc` is no cgroup directory");
+        assert!(refusal("/etc").starts_with("`/etc` is no cgroup directory: "));
     }
 }

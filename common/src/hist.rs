@@ -13,6 +13,14 @@ const SLOT_BITS: u32 = SLOTS.trailing_zeros();
 /// Extremes carry their epoch above this many bits (bpf/hist.bpf.h: `HIST_EPOCH_SHIFT`).
 const EPOCH_SHIFT: u32 = 48;
 
+/// The first interval's number. Elements begin as zeroes, which must not look like extremes of an interval.
+pub const FIRST_EPOCH: u16 = 1;
+
+/// The number of the interval after `epoch`: never 0, and of the other parity, as extremes alternate between two places.
+pub fn next_epoch(epoch: u16) -> u16 {
+    epoch.checked_add(1).unwrap_or(FIRST_EPOCH + 1)
+}
+
 /// A power of two of a histogram, as read from the kernel. Counts and sums are since the start of the program.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Octave {
@@ -115,7 +123,7 @@ fn slot_middle(index: usize) -> u64 {
 
 /// An extreme of one of the epochs, the one just ended or, if it was read late, the one after it.
 fn extremes_of(epoch: u16, both: [u64; 2]) -> impl Iterator<Item = u64> {
-    let wanted = [epoch, epoch.wrapping_add(1)].map(u64::from);
+    let wanted = [epoch, next_epoch(epoch)].map(u64::from);
     both.into_iter()
         .filter(move |e| wanted.contains(&(e >> EPOCH_SHIFT)))
         .map(|e| e & ((1 << EPOCH_SHIFT) - 1))
@@ -172,26 +180,26 @@ impl Hist {
     /// A histogram of these values, as the kernel side would have made it.
     pub fn of(values_ns: impl IntoIterator<Item = u64>) -> Self {
         let mut octaves: BTreeMap<usize, Octave> = BTreeMap::new();
+        let current = usize::from(FIRST_EPOCH & 1);
         for ns in values_ns {
             let slot = slot_of(ns);
             let octave = octaves.entry(slot / SLOTS).or_default();
+            let extreme = u64::from(FIRST_EPOCH) << EPOCH_SHIFT | ns;
             let first = octave.count() == 0;
             octave.slots[slot % SLOTS] += 1;
             octave.sum_ns += ns;
-            octave.highest[0] = octave.highest[0].max(ns);
-            octave.lowest[0] = if first { ns } else { octave.lowest[0].min(ns) };
+            octave.highest[current] = octave.highest[current].max(extreme);
+            let lowest = if first { extreme } else { octave.lowest[current].min(extreme) };
+            octave.lowest[current] = lowest;
             let above = |unit_ns: u64, log2: u32| {
-                ns.ilog2() >= log2 && ns >= unit_ns << (ns.ilog2() - log2)
+                ns.checked_ilog2().is_some_and(|n| n >= log2 && ns >= unit_ns << (n - log2))
             };
-            octave.above_us += u64::from(ns > 0 && above(1_000, 9));
-            octave.above_ms += u64::from(ns > 0 && above(1_000_000, 19));
+            octave.above_us += u64::from(above(1_000, 9));
+            octave.above_ms += u64::from(above(1_000_000, 19));
         }
         let mut hist = Self::default();
-        for (index, mut octave) in octaves {
-            // Only epoch 0 was written; a value of epoch 1 would be 0 | 1 << 48.
-            octave.highest[1] = u64::MAX;
-            octave.lowest[1] = u64::MAX;
-            hist.add(index, &octave, 0);
+        for (index, octave) in octaves {
+            hist.add(index, &octave, FIRST_EPOCH);
         }
         hist
     }
@@ -296,6 +304,14 @@ mod tests {
         let mut hist = Hist::default();
         hist.add(6, &octave, epoch);
         assert_eq!((hist.min_ns(), hist.max_ns()), (Some(1_031), Some(2_020)));
+    }
+
+    #[test]
+    fn epochs_alternate_and_are_never_what_empty_elements_hold() {
+        assert_eq!(next_epoch(FIRST_EPOCH), 2);
+        let after_last = next_epoch(u16::MAX);
+        assert_ne!(after_last, 0);
+        assert_ne!(after_last & 1, u16::MAX & 1);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What this host can do, asked before anything is loaded, and what to tell a user when it cannot.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
@@ -15,20 +16,44 @@ const CAP_BPF: u32 = 39;
 
 const BTF: &str = "/sys/kernel/btf/vmlinux";
 
-/// Fails with the cause and the remedy if BPF programs of `tool` cannot be loaded here.
-pub fn check_bpf(tool: &str) -> Result<()> {
-    let status =
-        fs::read_to_string("/proc/self/status").context("failed to read `/proc/self/status`")?;
-    if !may_load_bpf(effective_capabilities(&status)) {
-        return Err(host_cannot(format!("{tool} needs CAP_BPF and CAP_PERFMON: run it as root")));
+/// Fails with the cause and the remedy if BPF programs cannot be loaded here, or not see all of the host.
+pub fn check_bpf() -> Result<()> {
+    let status = fs::read("/proc/self/status").context("failed to read `/proc/self/status`")?;
+    if !may_load_bpf(effective_capabilities(&String::from_utf8_lossy(&status))) {
+        return Err(host_cannot(
+            "not allowed to load BPF programs: run as root, or with CAP_BPF and CAP_PERFMON",
+        ));
     }
     if !Path::new(BTF).exists() {
         return Err(host_cannot(format!(
-            "{tool} needs the kernel's type information and `{BTF}` is not there: boot a kernel with \
-             CONFIG_DEBUG_INFO_BTF=y"
+            "`{BTF}` is not there: boot a kernel with CONFIG_DEBUG_INFO_BTF=y"
         )));
     }
-    Ok(())
+    // The task iterator sees the tasks of its reader's PID namespace only.
+    check_pid_namespace()
+}
+
+/// The inode numbers of the host's own namespaces (include/uapi/linux/nsfs.h; before: include/linux/proc_ns.h).
+const CGROUP_NS_INIT_INO: u64 = 0xEFFF_FFFB;
+const PID_NS_INIT_INO: u64 = 0xEFFF_FFFC;
+
+/// PIDs must be those that the kernel's programs see.
+pub fn check_pid_namespace() -> Result<()> {
+    check_namespace("pid", PID_NS_INIT_INO, "--pid=host")
+}
+
+/// Paths of cgroups must be those of the whole hierarchy.
+pub fn check_cgroup_namespace() -> Result<()> {
+    check_namespace("cgroup", CGROUP_NS_INIT_INO, "--cgroupns=host")
+}
+
+fn check_namespace(kind: &str, init: u64, option: &str) -> Result<()> {
+    match fs::metadata(format!("/proc/self/ns/{kind}")) {
+        Ok(own) if own.ino() != init => Err(host_cannot(format!(
+            "this is a {kind} namespace of its own: run on the host, or in a container with {option}"
+        ))),
+        _ => Ok(()),
+    }
 }
 
 fn effective_capabilities(status: &str) -> u64 {
@@ -42,12 +67,12 @@ fn may_load_bpf(capabilities: u64) -> bool {
 }
 
 /// Says why the kernel refused a program, where that can be known; else the error as it is.
-pub fn explain_load_error(tool: &str, err: libbpf_rs::Error) -> anyhow::Error {
+pub fn explain_load_error(err: libbpf_rs::Error) -> anyhow::Error {
     let lockdown = fs::read_to_string("/sys/kernel/security/lockdown").unwrap_or_default();
     if lockdown.contains("[confidentiality]") {
-        return host_cannot(format!(
-            "{tool} cannot read kernel memory under lockdown: boot with lockdown=integrity or none"
-        ));
+        return host_cannot(
+            "kernel memory cannot be read under lockdown: boot with lockdown=integrity or none",
+        );
     }
     anyhow::Error::new(err).context("failed to load the BPF programs (-v shows why)")
 }

@@ -1,6 +1,7 @@
 //! From figures to bytes: CSV through the csv crate, JSON lines through serde_json, the HdrHistogram interval log,
 //! and BCC's picture of a histogram. A row's figures are named once, for CSV and JSON alike.
 
+use std::fs::File;
 use std::io::{self, Write};
 use std::time::Duration;
 
@@ -159,22 +160,23 @@ pub fn short_duration(ns: u64) -> String {
 }
 
 /// An HdrHistogram interval log (<https://hdrhistogram.org>), in nanoseconds, one histogram per interval and row.
-pub struct HdrLog<'a, W: Write> {
-    log: IntervalLogWriter<'a, 'a, W, HdrSerializer>,
+pub struct HdrLog<'a> {
+    log: IntervalLogWriter<'a, 'a, File, HdrSerializer>,
     start: Timestamp,
 }
 
 /// Significant decimal digits of the histograms in an interval log: finer than ours.
 const HDR_DIGITS: u8 = 3;
 
-impl<'a, W: Write> HdrLog<'a, W> {
-    /// Begins the log with its header.
+impl<'a> HdrLog<'a> {
+    /// Begins the log with its header; what the file held before is gone.
     pub fn begin(
-        out: &'a mut W,
+        out: &'a mut File,
         serializer: &'a mut HdrSerializer,
         start: Timestamp,
         tool: &str,
     ) -> Result<Self> {
+        out.set_len(0).context("failed to empty the HdrHistogram log")?;
         let log = IntervalLogWriterBuilder::new()
             .add_comment(&format!("[Logged by {tool} {}]", env!("CARGO_PKG_VERSION")))
             .with_start_time(start.into())
@@ -278,9 +280,14 @@ mod tests {
         let hist = Hist::of([1_000, 2_000, 3_000_000]);
         let interval =
             Interval { end: start + Duration::from_secs(2), length: Duration::from_secs(1) };
-        let (mut bytes, mut serializer) = (Vec::new(), HdrSerializer::new());
-        let mut log = HdrLog::begin(&mut bytes, &mut serializer, start, "runqlat").unwrap();
+        let path = std::env::temp_dir().join(format!("common-hdr-{}", std::process::id()));
+        std::fs::write(&path, "something else").unwrap();
+        let mut file = File::options().write(true).open(&path).unwrap();
+        let mut serializer = HdrSerializer::new();
+        let mut log = HdrLog::begin(&mut file, &mut serializer, start, "runqlat").unwrap();
         log.append(&interval, Some("loadgen-0001, x"), &hist).unwrap();
+        let bytes = std::fs::read(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
         let entries: Vec<_> = IntervalLogIterator::new(&bytes).map(Result::unwrap).collect();
         let Some(LogEntry::Interval(entry)) = entries.last() else { panic!("{entries:?}") };
         assert_eq!(entry.tag().unwrap().as_str(), "loadgen-0001__x");

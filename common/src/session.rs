@@ -83,16 +83,35 @@ fn is_closed_pipe(err: &anyhow::Error) -> bool {
     })
 }
 
+/// The signals that ctrlc handles with its feature `termination`.
+const END_SIGNALS: [i32; 3] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP];
+
+fn is_ignored(signal: i32) -> bool {
+    let mut action = std::mem::MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: with no new action this only writes the current one; all zeroes is a valid sigaction.
+    unsafe {
+        libc::sigaction(signal, std::ptr::null(), action.as_mut_ptr()) == 0
+            && action.assume_init().sa_sigaction == libc::SIG_IGN
+    }
+}
+
 /// The request to end, made by SIGINT, SIGTERM or SIGHUP.
 pub struct Stop(Receiver<()>);
 
 impl Stop {
-    /// Installs the handlers; this starts a thread. To be called once.
+    /// Installs the handlers; this starts a thread. To be called once. A signal that is ignored, as nohup(1) has it,
+    /// stays ignored.
     pub fn install() -> Result<Self> {
         let (sender, receiver) = mpsc::channel();
+        let ignored: Vec<_> =
+            END_SIGNALS.into_iter().filter(|&signal| is_ignored(signal)).collect();
         // The receiver may be gone when a second signal comes: then the program is ending anyway.
         ctrlc::set_handler(move || _ = sender.send(()))
             .context("failed to install signal handlers")?;
+        for signal in ignored {
+            // SAFETY: ignoring a signal runs no code.
+            unsafe { libc::signal(signal, libc::SIG_IGN) };
+        }
         Ok(Self(receiver))
     }
 

@@ -1,9 +1,9 @@
 //! Virtual machines as people know them: a process and a name. The name is what the VMM was told on its command
 //! line, or the libvirt scope it runs in, or else the process's name.
 
-use std::collections::HashMap;
-use std::fs;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
+use std::{fs, mem};
 
 use anyhow::Result;
 
@@ -57,7 +57,9 @@ fn name_of(pid: i32) -> Option<String> {
     let cmdline = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
     let args: Vec<_> = cmdline.split(|&b| b == 0).map(String::from_utf8_lossy).collect();
     let args: Vec<&str> = args.iter().map(AsRef::as_ref).collect();
-    let comm = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
+    // Bytes: a process may call itself what it likes, UTF-8 or not.
+    let comm = fs::read(format!("/proc/{pid}/comm")).ok()?;
+    let comm = String::from_utf8_lossy(&comm);
     let cgroups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
     let name = name_from_args(&args).map(str::to_owned).or_else(|| name_from_cgroup(&cgroups));
     Some(name.unwrap_or_else(|| comm.trim_end().to_owned()))
@@ -100,14 +102,25 @@ fn name_from_cgroup(cgroups: &str) -> Option<String> {
     parts.next().filter(|_| numbered).map(str::to_owned)
 }
 
-/// Names of VMs by PID. A VM that is gone keeps the name it had when it was first asked for.
+/// Names of VMs by PID. A VM that is gone keeps the name it had, until nobody has asked for it for an interval: its
+/// PID may be another's then.
 #[derive(Default)]
-pub struct Names(HashMap<i32, String>);
+pub struct Names {
+    names: HashMap<i32, String>,
+    asked: HashSet<i32>,
+}
 
 impl Names {
     /// The name of the VM of process `pid`, or `comm` if the process is gone already.
     pub fn name(&mut self, pid: i32, comm: &str) -> &str {
-        self.0.entry(pid).or_insert_with(|| name_of(pid).unwrap_or_else(|| comm.to_owned()))
+        self.asked.insert(pid);
+        self.names.entry(pid).or_insert_with(|| name_of(pid).unwrap_or_else(|| comm.to_owned()))
+    }
+
+    /// Forgets who has not been asked for since the last interval's end.
+    pub fn end_interval(&mut self) {
+        let asked = mem::take(&mut self.asked);
+        self.names.retain(|pid, _| asked.contains(pid));
     }
 }
 
@@ -147,6 +160,11 @@ mod tests {
         let mut names = Names::default();
         assert_eq!(names.name(i32::MAX, "loadgen-0001"), "loadgen-0001");
         assert_eq!(names.name(i32::MAX, "other"), "loadgen-0001");
+        names.end_interval();
+        assert_eq!(names.name(i32::MAX, "other"), "loadgen-0001");
+        names.end_interval();
+        names.end_interval();
+        assert_eq!(names.name(i32::MAX, "other"), "other");
     }
 
     #[test]

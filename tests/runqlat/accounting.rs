@@ -217,6 +217,22 @@ fn a_starved_thread_is_seen_waiting_and_its_wait_is_whole() {
 }
 
 #[test]
+fn extremes_are_exact_from_the_first_interval_on() {
+    let _alone = alone();
+    // One wait each, so that the lowest, the highest and the sum are one figure.
+    let threads = Threads::asleep(101, |_| ());
+    let rows = trace(&threads);
+    for tid in &threads.tids {
+        let row = &rows[tid];
+        if number(row, "count") == 1 {
+            assert_eq!(row["min_ns"], row["sum_ns"]);
+            assert_eq!(row["max_ns"], row["sum_ns"]);
+        }
+    }
+    assert!(rows.values().filter(|row| number(row, "count") == 1).count() > 23);
+}
+
+#[test]
 fn waits_begun_by_preemption_are_told_from_wake_ups() {
     let _alone = alone();
     // Two spinners on one CPU preempt each other and never sleep; the third sleeps between short bursts.

@@ -8,7 +8,7 @@ use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use crate::RUNQLAT;
-use crate::util::tool::Tool;
+use crate::util::tool::{Tool, csv_rows, number};
 use crate::util::{TempDir, alone};
 
 fn run(args: &[&str]) -> Output {
@@ -33,7 +33,7 @@ fn bad_input_is_refused_in_one_sentence() {
         (&["-1"], "-1"),
         (&["0"], "0"),
         (&["nan"], "nan"),
-        (&["-p", "abc"], "abc"),
+        (&["-p", "abc"], "not the ID of a process or thread"),
         (&["-p", "999999999"], "no process has PID 999999999"),
         (&["-p", "0"], "0"),
         (&["-p", "-5"], "-5"),
@@ -72,6 +72,65 @@ fn a_thread_is_no_process() {
 }
 
 #[test]
+fn a_thread_of_another_process_is_refused() {
+    let own = std::process::id().to_string();
+    assert_refused(&run(&["-p", &own, "-t", "1"]), 2, "1 is no thread of process");
+}
+
+#[test]
+fn a_process_that_ends_ends_the_run() {
+    let _alone = alone();
+    let mut child = Command::new("sleep").arg("0.7").spawn().unwrap();
+    let pid = child.id().to_string();
+    let reaper = std::thread::spawn(move || child.wait().unwrap());
+    let ended = Tool::start(RUNQLAT, &["-p", &pid, "--csv", "0.5"]).wait();
+    assert_eq!(ended.status.code(), Some(0));
+    assert_eq!(ended.stderr, format!("runqlat: process {pid} has ended\n"));
+    let rows = csv_rows(&ended.stdout);
+    assert_eq!(rows.len(), 2, "the interval in which it ended is the last");
+    assert!(rows.iter().map(|row| number(row, "count")).sum::<u64>() >= 1, "{rows:?}");
+    reaper.join().unwrap();
+}
+
+#[test]
+fn other_namespaces_are_refused_with_the_way_out() {
+    let script = format!("exec {RUNQLAT} -p 1 1 1");
+    let args = ["--pid", "--fork", "--mount-proc", "sh", "-c", &script];
+    let output = Command::new("unshare").args(args).output().unwrap();
+    assert_refused(&output, 3, "--pid=host");
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+    let v2 = mounts.lines().find(|line| line.split(' ').nth(2) == Some("cgroup2")).unwrap();
+    let script = format!("exec {RUNQLAT} -c {} 1 1", v2.split(' ').nth(1).unwrap());
+    let output = Command::new("unshare").args(["--cgroup", "sh", "-c", &script]).output().unwrap();
+    assert_refused(&output, 3, "--cgroupns=host");
+}
+
+#[test]
+fn nohup_keeps_it_running() {
+    let _alone = alone();
+    let tool = Tool::start("nohup", &[RUNQLAT, "--csv", "0.3", "4"]);
+    let pid = tool.pid();
+    std::thread::sleep(Duration::from_millis(100));
+    // SAFETY: a plain system call; the child has not been waited for, so the PID is its own.
+    assert_eq!(unsafe { libc::kill(pid as i32, libc::SIGHUP) }, 0);
+    assert_eq!(csv_rows(&tool.wait().stdout).len(), 4);
+}
+
+#[test]
+fn a_log_is_not_emptied_by_a_tool_that_cannot_run() {
+    let dir = TempDir::new("kept");
+    let log = dir.join("waits.hlog");
+    fs::write(&log, "precious").unwrap();
+    let hidden = format!(
+        "mount -t tmpfs none /sys/kernel/btf && exec {RUNQLAT} --hdr {} 1 1",
+        log.display()
+    );
+    let output = Command::new("unshare").args(["--mount", "sh", "-c", &hidden]).output().unwrap();
+    assert_eq!(output.status.code(), Some(3));
+    assert_eq!(fs::read_to_string(&log).unwrap(), "precious");
+}
+
+#[test]
 fn a_cgroup_of_version_1_is_refused_with_the_way_out() {
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
     let v1 =
@@ -89,7 +148,11 @@ fn not_root_is_told_the_remedy() {
     fs::copy(RUNQLAT, &copy).unwrap();
     fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).unwrap();
     let output = Command::new(&copy).arg("1").arg("1").uid(65_534).gid(65_534).output().unwrap();
-    assert_refused(&output, 3, "needs CAP_BPF and CAP_PERFMON: run it as root");
+    assert_refused(
+        &output,
+        3,
+        "not allowed to load BPF programs: run as root, or with CAP_BPF and CAP_PERFMON",
+    );
     // What is wrong with the words is still said first.
     let output = Command::new(&copy).arg("abc").uid(65_534).gid(65_534).output().unwrap();
     assert_refused(&output, 2, "abc");

@@ -42,6 +42,11 @@ impl Tool {
         Self { child, stdout, first }
     }
 
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// The next line, without its end.
     pub fn line(&mut self) -> String {
         let mut line = String::new();

@@ -28,7 +28,7 @@ use trace::{Tracer, Wanted};
 /// Shows the distribution of run-queue latency from the kernel's own accounting: every wait that ends in the
 /// interval, whole, and the tasks that still wait at its end.
 #[derive(Parser, Debug)]
-#[command(name = "runqlat", version, allow_negative_numbers = true, group(ArgGroup::new("breakdown").args(["by", "pids", "tids", "pidnss"])))]
+#[command(name = "runqlat", version, allow_negative_numbers = true, args_override_self = true, group(ArgGroup::new("breakdown").args(["by", "pids", "tids", "pidnss"])))]
 struct Args {
     #[command(flatten)]
     output: OutputArgs,
@@ -93,8 +93,13 @@ impl Args {
     }
 
     fn hdr_file(&self) -> Result<Option<File>> {
+        // Emptied only when there is something to write.
         let create = |path: &std::path::PathBuf| {
-            File::create(path)
+            File::options()
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .open(path)
                 .map_err(|err| usage(format!("cannot write `{}`: {err}", path.display())))
         };
         self.output.hdr.as_ref().map(create).transpose()
@@ -107,8 +112,8 @@ fn main() -> ExitCode {
 
 fn run(args: Args) -> Result<ExitCode> {
     let wanted = args.wanted()?;
+    host::check_bpf()?;
     let mut hdr_file = args.hdr_file()?;
-    host::check_bpf("runqlat")?;
     host::show_libbpf_messages(args.output.verbose);
     let stop = Stop::install()?;
 
@@ -150,8 +155,16 @@ fn run(args: Args) -> Result<ExitCode> {
         }
         report.interval(&mut out, &reading.interval, &rows, &reading.losses)?;
         out.flush()?;
+        names.end_interval();
         lost += reading.losses.lost;
+        if report.format != Format::Text {
+            reading.losses.warnings().iter().for_each(|line| eprintln!("runqlat: {line}"));
+        }
         if !more {
+            break;
+        }
+        if let Some(sentence) = wanted.filter.ended() {
+            eprintln!("runqlat: {sentence}");
             break;
         }
     }

@@ -86,23 +86,42 @@ impl Losses {
 }
 
 impl Losses {
-    /// What text output says, line by line; nothing if all is well.
-    fn lines(&self) -> Vec<String> {
-        let Self { lost, unrepaired, unbooked, reconstructed } = self;
+    /// What is missing or wrong, a sentence each; nothing if all is well.
+    pub fn warnings(&self) -> Vec<String> {
+        let Self { lost, unrepaired, .. } = *self;
         let all = [
-            (*lost, format!("lost {lost} waits: they found no room")),
+            (lost, format!("lost {}: no room for them", waits(lost))),
+            (unrepaired, format!("too short {}: no memory for earlier parts", waits(unrepaired))),
+        ];
+        all.into_iter().filter(|(count, _)| *count > 0).map(|(_, line)| line).collect()
+    }
+
+    /// What is not wrong, but worth knowing.
+    fn notes(&self) -> Vec<String> {
+        let Self { unbooked, reconstructed, .. } = *self;
+        let all = [
+            (unbooked, format!("no times for {}: preempted on the way to sleep", waits(unbooked))),
             (
-                *unrepaired,
-                format!("too short {unrepaired} waits: no memory for their tasks' books"),
-            ),
-            (*unbooked, format!("no times for {unbooked} waits: preempted on the way to sleep")),
-            (
-                *reconstructed,
-                format!("from totals {reconstructed} waits: sched_switch did not show them"),
+                reconstructed,
+                format!("from totals {}: sched_switch did not show them", waits(reconstructed)),
             ),
         ];
         all.into_iter().filter(|(count, _)| *count > 0).map(|(_, line)| line).collect()
     }
+
+    /// For JSON, which has room for them.
+    fn fields(&self) -> [Field; 3] {
+        [
+            ("unrepaired", self.unrepaired.into()),
+            ("unbooked", self.unbooked.into()),
+            ("reconstructed", self.reconstructed.into()),
+        ]
+    }
+}
+
+/// `1 wait`, `2 waits`.
+fn waits(count: u64) -> String {
+    format!("{count} wait{}", if count == 1 { "" } else { "s" })
 }
 
 impl By {
@@ -191,7 +210,9 @@ impl Row {
 
     fn write_text(&self, out: &mut dyn Write, unit: Unit) -> Result<()> {
         if let Some(title) = self.key.title() {
-            writeln!(out, "{title}")?;
+            // Tasks choose their names: no control sequences for the terminal of whoever looks.
+            let printable = |c: char| if c.is_control() { '?' } else { c };
+            writeln!(out, "{}", title.chars().map(printable).collect::<String>())?;
         }
         if self.hist.count() > 0 {
             output::write_picture(out, unit, self.hist.picture(unit))?;
@@ -233,7 +254,7 @@ impl Row {
             words.extend(figures.map(|(name, ns)| format!("{name} {}", short_duration(ns))));
         }
         if let Some(percent) = self.preempted_percent() {
-            words.push(format!("preempted {percent:.0}%"));
+            words.push(format!("preempted {percent:.1}%"));
         }
         words
     }
@@ -295,8 +316,10 @@ impl Report {
                 }
                 Format::Json => {
                     let figures = row.figures(losses).into_iter();
-                    let buckets = output::buckets_json(&row.hist);
-                    output::write_json_line(out, keys.chain(figures).chain([buckets]))?;
+                    let seen = [("start_unseen", row.start_unseen.into())];
+                    let buckets = [output::buckets_json(&row.hist)];
+                    let more = seen.into_iter().chain(losses.fields()).chain(buckets);
+                    output::write_json_line(out, keys.chain(figures).chain(more))?;
                 }
                 _ => output::write_csv_row(out, keys.chain(row.figures(losses)))?,
             }
@@ -321,7 +344,7 @@ impl Report {
         if rows.is_empty() {
             writeln!(out, "\nno waits")?;
         }
-        for line in losses.lines() {
+        for line in losses.warnings().iter().chain(&losses.notes()) {
             writeln!(out, "{line}")?;
         }
         Ok(())
@@ -381,7 +404,7 @@ mod tests {
               4096 -> 8191       : 20       |*                                       |
               8192 -> 16383      : 80       |******                                  |
         count 1000 mean 857us p50 9.1us p90 13us p99 8.8ms p99.9 9.0ms max 9.0ms
-          preempted 10%
+          preempted 10.3%
         groups: 90.0 % in 4-15 us, 10.0 % in 4-16 ms
         still waiting 22, longest 43ms
         ");
@@ -403,11 +426,18 @@ mod tests {
         tid = 8 victim (pid 7)
         count 0
         still waiting 22, longest 43ms
-        lost 7 waits: they found no room
-        too short 5 waits: no memory for their tasks' books
+        lost 7 waits: no room for them
+        too short 5 waits: no memory for earlier parts
         no times for 6 waits: preempted on the way to sleep
         from totals 7 waits: sched_switch did not show them
         ");
+    }
+
+    #[test]
+    fn a_name_cannot_forge_output() {
+        let evil = Key::Process(7, "a\nb\x1b[31m".to_owned());
+        let text = written(Format::Text, By::Process, &[Row::new(evil)], Losses::default());
+        assert!(text.contains("pid = 7 a?b?[31m\n"), "{text}");
     }
 
     #[test]
@@ -445,7 +475,7 @@ mod tests {
         let names = ["time", "interval_s", "pid", "comm"]
             .into_iter()
             .chain(figure_columns())
-            .chain(["buckets"]);
+            .chain(["start_unseen", "unrepaired", "unbooked", "reconstructed", "buckets"]);
         assert!(names.eq(object.keys().map(String::as_str)));
         let buckets = object["buckets"].as_array().unwrap();
         assert_eq!(buckets.iter().map(|b| b[2].as_u64().unwrap()).sum::<u64>(), 1_000);

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result};
 use common::args::{CpuList, TaskFilter};
-use common::hist::Octave;
+use common::hist::{FIRST_EPOCH, Octave, next_epoch};
 use common::maps::{copy_out, read_all};
 use common::output::Interval;
 use common::{host, time};
@@ -92,7 +92,9 @@ impl<'obj> Tracer<'obj> {
             .context("failed to open the BPF programs")?;
         let cpus = u32::try_from(libbpf_rs::num_possible_cpus()?)?;
         set_knobs(&mut open, wanted, cpus)?;
-        let skel = open.load().map_err(|err| host::explain_load_error("runqlat", err))?;
+        open.maps.bss_data.as_deref_mut().context("failed to map the program's variables")?.epoch =
+            FIRST_EPOCH;
+        let skel = open.load().map_err(host::explain_load_error)?;
         let sched_switch =
             skel.progs.sched_switch.attach().context("failed to attach to `sched_switch`")?;
         let interval_start = Instant::now();
@@ -103,7 +105,7 @@ impl<'obj> Tracer<'obj> {
             _sched_switch: sched_switch,
             by: wanted.by,
             cpus,
-            epoch: 0,
+            epoch: FIRST_EPOCH,
             interval_start,
             earlier_losses: Losses::default(),
         };
@@ -117,7 +119,7 @@ impl<'obj> Tracer<'obj> {
         // Waits that sched_switch did not show belong to the interval that ends.
         self.read_waiting()?;
         let epoch = self.epoch;
-        self.epoch = epoch.wrapping_add(1);
+        self.epoch = next_epoch(epoch);
         self.bss_mut()?.epoch = self.epoch;
         let (now, end) = (Instant::now(), Timestamp::now());
         let interval = Interval { end, length: now.duration_since(self.interval_start) };
