@@ -26,5 +26,6 @@ bench:
 	packaging/install-deps bench
 	cargo bench --bench runqlat
 
-install: all
+install:
+	cargo build --release --workspace
 	packaging/install target/release

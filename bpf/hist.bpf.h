@@ -37,6 +37,9 @@ struct hist_octave {
 	__u64 above_ms;
 };
 
+/* The number of the interval, never 0; advanced by user space before it reads. */
+volatile __u16 epoch;
+
 static __always_inline __u32 log2_u64(__u64 v)
 {
 	__u32 shift, log2;
@@ -91,9 +94,10 @@ static __always_inline bool hist_replaces(__u64 new, __u64 old, bool highest)
 
 /* Records @n values of @ns each, @sum_ns in all, where only this CPU writes, interrupts off. */
 static __always_inline void hist_record(struct hist_octave *o, __u32 octave, __u64 ns, __u64 n,
-					__u64 sum_ns, __u32 epoch)
+					__u64 sum_ns)
 {
-	__u64 extreme = hist_extreme(ns, epoch);
+	__u32 now = epoch;
+	__u64 extreme = hist_extreme(ns, now);
 
 	o->slots[hist_slot_of(ns, octave)] += n;
 	o->sum_ns += sum_ns;
@@ -101,42 +105,51 @@ static __always_inline void hist_record(struct hist_octave *o, __u32 octave, __u
 		o->above_us += n;
 	if (hist_above(ns, octave, 1000000, 19))
 		o->above_ms += n;
-	if (hist_replaces(extreme, o->highest[epoch & 1], true))
-		o->highest[epoch & 1] = extreme;
-	if (hist_replaces(extreme, o->lowest[epoch & 1], false))
-		o->lowest[epoch & 1] = extreme;
+	if (hist_replaces(extreme, o->highest[now & 1], true))
+		o->highest[now & 1] = extreme;
+	if (hist_replaces(extreme, o->lowest[now & 1], false))
+		o->lowest[now & 1] = extreme;
 }
 
 /* More CPUs than this racing for one extreme at one moment is not a case; the loop must end. */
 #define HIST_RACES 16
 
-static __always_inline void hist_race(__u64 *where, __u64 extreme, bool highest)
+/* A global function: the verifier goes through the loop once, not once for every caller's state. */
+__noinline int hist_race(__u64 *where, __u64 extreme, __u32 highest)
 {
-	__u64 old, seen = *(volatile __u64 *)where;
+	__u64 old, seen;
 	int i;
 
+	if (!where)
+		return 0;
+	seen = *(volatile __u64 *)where;
 	for (i = 0; i < HIST_RACES && hist_replaces(extreme, seen, highest); i++) {
 		old = seen;
 		seen = __sync_val_compare_and_swap(where, old, extreme);
 		if (seen == old)
 			break;
 	}
+	return 0;
 }
 
-/* The same where several CPUs write. */
-static __always_inline void hist_record_shared(struct hist_octave *o, __u32 octave, __u64 ns,
-					       __u64 n, __u64 sum_ns, __u32 epoch)
+/* The same where several CPUs write; global, too. */
+__noinline int hist_record_shared(struct hist_octave *o, __u32 octave, __u64 ns, __u64 n,
+				  __u64 sum_ns)
 {
-	__u64 extreme = hist_extreme(ns, epoch);
+	__u32 now = epoch;
+	__u64 extreme = hist_extreme(ns, now);
 
+	if (!o)
+		return 0;
 	__sync_fetch_and_add(&o->slots[hist_slot_of(ns, octave)], n);
 	__sync_fetch_and_add(&o->sum_ns, sum_ns);
 	if (hist_above(ns, octave, 1000, 9))
 		__sync_fetch_and_add(&o->above_us, n);
 	if (hist_above(ns, octave, 1000000, 19))
 		__sync_fetch_and_add(&o->above_ms, n);
-	hist_race(&o->highest[epoch & 1], extreme, true);
-	hist_race(&o->lowest[epoch & 1], extreme, false);
+	hist_race(&o->highest[now & 1], extreme, true);
+	hist_race(&o->lowest[now & 1], extreme, false);
+	return 0;
 }
 
 #endif /* __HIST_BPF_H */

@@ -32,14 +32,18 @@ struct {
 	__type(value, struct runq_books);
 } books SEC(".maps");
 
+enum runq_began {
+	BEGAN_BY_WAKEUP,
+	BEGAN_BY_PREEMPTION, /* or by a yield */
+	BEGAN_UNSEEN,
+};
+
 struct runq_wait {
 	__u64 ns;
-	__u32 preempted;    /* began by preemption (or a yield), not by a wake-up */
-	__u32 start_unseen; /* how it began is not known */
-	__u32 vcpu;	    /* the task is a vCPU's thread */
-	__u32 booked;	    /* the kernel has a wait in its books */
-	__u32 last_part;    /* no memory for the task's books: if split, only the last part is known */
-	__u32 pad;
+	enum runq_began began;
+	__u32 vcpu;	/* the task is a vCPU's thread */
+	__u32 booked;	/* the kernel has a wait in its books */
+	__u32 no_books; /* the task's books are not to be had: only @ns is known, its last part */
 	/* Waits between the last one seen and this one, of which the books have number and sum. */
 	__u64 missed;
 	__u64 missed_ns;
@@ -49,7 +53,7 @@ struct runq_wait {
  * The books of a task not met before. One that has never run (pcount 0) has all its run_delay in
  * the wait it is in, as fork clears sched_info.
  */
-static __always_inline struct runq_books runq_first_books(struct task_struct *task)
+static __always_inline struct runq_books runq_first_books(struct task_struct *task, bool in_vcpu)
 {
 	struct runq_books first = {};
 
@@ -63,7 +67,7 @@ static __always_inline struct runq_books runq_first_books(struct task_struct *ta
 	/* Asleep, or never run: the next wait is no preemption, so nvcsw must look changed. */
 	if (!task->on_cpu && !first.flags)
 		first.nvcsw--;
-	if (task_in_vcpu(task))
+	if (in_vcpu)
 		first.flags |= RUNQ_VCPU;
 	return first;
 }
@@ -96,7 +100,27 @@ static __always_inline __u64 runq_growth(struct runq_books *b, __u64 pcount, __u
 }
 
 /*
- * Fills in the wait of @next of sched_switch that ends now.
+ * Opens the books of a task: of those that exist when tracing begins by an iterator, of new ones in
+ * task_newtask. In sched_switch memory is allocated under the run queue's lock: before Linux 6.4
+ * (6ae9d5e99e1d, "bpf: Use bpf_mem_cache_alloc/free in bpf_local_storage_elem") that could wake
+ * kswapd, which takes that lock. So there it is only for tasks that neither of the two was shown.
+ */
+static __always_inline struct runq_books *runq_open_books(struct task_struct *task, bool in_vcpu)
+{
+	struct runq_books first = runq_first_books(task, in_vcpu);
+
+	return bpf_task_storage_get(&books, task, &first, BPF_LOCAL_STORAGE_GET_F_CREATE);
+}
+
+/* Set when the books of all tasks that the iterator shows are open. */
+volatile bool runq_books_open;
+
+/*
+ * Fills in the wait of @next of sched_switch that ends now on @rq. Who wants to know which threads
+ * are vCPUs' says when one is @in_vcpu; it is remembered for when the thread is in its VMM.
+ *
+ * Pointers are read by the caller, once and before any branch: for each read on each path the
+ * verifier looks through all types of the kernel, about a millisecond (btf_find_by_name_kind()).
  *
  * It is not booked if the task was preempted between setting its state and schedule(): for
  * sched_info_depart() it is not running then, and last_queued is not set.
@@ -104,42 +128,45 @@ static __always_inline __u64 runq_growth(struct runq_books *b, __u64 pcount, __u
  * __schedule() counts nvcsw before the tracepoint when a task gives up its CPU: if that has not
  * changed since the task last got one, it was pushed off.
  */
-static __always_inline void runq_wait_ends(struct task_struct *next, struct runq_wait *wait)
+static __always_inline void runq_wait_ends(struct task_struct *next, struct rq *rq, bool in_vcpu,
+					   struct runq_wait *wait)
 {
 	__u64 queued = next->sched_info.last_queued;
 	__u64 pcount = next->sched_info.pcount;
 	__u64 run_delay = next->sched_info.run_delay;
-	struct runq_books *b, first;
+	struct runq_books *b;
+	__u64 last_part;
 
 	if (queued) {
-		wait->ns = task_rq(next)->clock - queued;
+		wait->ns = rq->clock - queued;
 		if ((__s64)wait->ns < 0)
 			wait->ns = 0;
 	}
 	wait->booked = !!queued;
 
 	b = bpf_task_storage_get(&books, next, NULL, 0);
+	if (!b && runq_books_open)
+		b = runq_open_books(next, in_vcpu);
 	if (!b) {
-		first = runq_first_books(next);
-		b = bpf_task_storage_get(&books, next, &first, BPF_LOCAL_STORAGE_GET_F_CREATE);
-		if (!b) {
-			wait->last_part = true;
-			wait->start_unseen = true;
-			wait->vcpu = first.flags & RUNQ_VCPU;
-			return;
-		}
+		wait->no_books = true;
+		wait->began = BEGAN_UNSEEN;
+		wait->vcpu = in_vcpu;
+		return;
 	}
 
-	run_delay += wait->ns;
-	wait->ns += runq_growth(b, pcount, run_delay - wait->ns, wait);
-	wait->preempted = b->nvcsw == next->nvcsw;
-	wait->start_unseen = b->flags & RUNQ_START_UNSEEN || (wait->missed && !wait->preempted);
-	wait->preempted &= !wait->start_unseen;
-	if (task_in_vcpu(next))
+	last_part = wait->ns;
+	wait->ns += runq_growth(b, pcount, run_delay, wait);
+	if (b->flags & RUNQ_START_UNSEEN)
+		wait->began = BEGAN_UNSEEN;
+	else if (b->nvcsw == next->nvcsw)
+		wait->began = BEGAN_BY_PREEMPTION;
+	else
+		wait->began = wait->missed ? BEGAN_UNSEEN : BEGAN_BY_WAKEUP;
+	if (in_vcpu)
 		b->flags |= RUNQ_VCPU;
 	wait->vcpu = b->flags & RUNQ_VCPU;
 
-	b->run_delay_ns = run_delay;
+	b->run_delay_ns = run_delay + last_part;
 	/* sched_info_arrive() will count this wait unless there is none. */
 	b->pcount = pcount + wait->booked;
 	b->nvcsw = next->nvcsw;
@@ -147,22 +174,23 @@ static __always_inline void runq_wait_ends(struct task_struct *next, struct runq
 }
 
 /*
- * The same for a task that is looked at, not switched to: only waits that were missed, and in @ns
- * the closed parts of one in progress. Another CPU may switch to the task at this moment; who
- * moves pcount on has the waits up to there.
+ * The same as runq_wait_ends() for a task that is looked at, not switched to: only waits that were
+ * missed, and in @ns the closed parts of one in progress.
+ *
+ * Missed waits are caught up with while the task sleeps. If it gets a CPU at this very moment, both
+ * sides may count them: the exchange keeps that to the time between two instructions.
  */
-static __always_inline void runq_look(struct task_struct *task, struct runq_wait *wait)
+static __always_inline void runq_look(struct task_struct *task, bool in_vcpu,
+				      struct runq_wait *wait)
 {
 	__u64 pcount = task->sched_info.pcount, before, run_delay;
-	struct runq_books *b, first;
+	struct runq_books *b;
 
-	first = runq_first_books(task);
-	wait->vcpu = first.flags & RUNQ_VCPU;
-	b = bpf_task_storage_get(&books, task, &first, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	wait->vcpu = in_vcpu;
+	b = runq_open_books(task, in_vcpu);
 	if (!b)
 		return;
-	wait->vcpu |= b->flags & RUNQ_VCPU;
-	wait->start_unseen = true;
+	wait->vcpu |= !!(b->flags & RUNQ_VCPU);
 
 	/* In the order in which sched_info_arrive() writes them, reversed. */
 	before = b->pcount;
@@ -170,7 +198,7 @@ static __always_inline void runq_look(struct task_struct *task, struct runq_wait
 	wait->ns = runq_growth(b, pcount, run_delay, wait);
 	if (!wait->missed)
 		return;
-	if (__sync_val_compare_and_swap(&b->pcount, before, pcount) == before)
+	if (!task->on_rq && __sync_val_compare_and_swap(&b->pcount, before, pcount) == before)
 		b->run_delay_ns = run_delay;
 	else
 		wait->missed = 0;

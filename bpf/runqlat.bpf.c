@@ -24,12 +24,8 @@ const volatile __u64 only_cpus[MAX_CPUS / 64] = {};
 
 const volatile __u32 cpus = 1;
 
-/* The number of the interval, advanced by user space before it reads. */
-volatile __u16 epoch;
 /* Waits that found no room in a map. */
 __u64 lost;
-/* Waits of which earlier parts, on other CPUs, may be missing. */
-__u64 unrepaired;
 /* Waits that ended but are not in the kernel's books. */
 __u64 unbooked;
 /* Waits counted from the books alone, as sched_switch did not show them. */
@@ -73,7 +69,12 @@ static __always_inline __u64 task_pidns_inum(struct task_struct *task)
 	return BPF_CORE_READ(ns, ns.inum);
 }
 
-static __always_inline __u64 task_id(struct task_struct *task)
+/*
+ * PID namespaces and cgroups are asked for by some users only, and would make every start slower:
+ * libbpf looks through all types of the kernel for each type of ours, a millisecond each. So there
+ * are two programs of each kind, and @all is a constant: may this one read everything?
+ */
+static __always_inline __u64 task_id(struct task_struct *task, bool all)
 {
 	switch (by) {
 	case BY_THREAD:
@@ -82,7 +83,7 @@ static __always_inline __u64 task_id(struct task_struct *task)
 	case BY_VM:
 		return (__u64)task->tgid << 32;
 	case BY_PIDNS:
-		return task_pidns_inum(task);
+		return all ? task_pidns_inum(task) : 0;
 	case BY_NOTHING:
 	case BY_CPU:
 		break;
@@ -97,7 +98,7 @@ static __always_inline void read_comm(__u8 *comm, struct task_struct *task)
 	bpf_probe_read_kernel_str(comm, TASK_COMM_LEN, &named->comm);
 }
 
-/* What never changes for a task; anything else must not keep its books from being kept. */
+/* What does not change for a task, but for exec by a thread that does not lead its group. */
 static __always_inline bool wanted_for_ever(struct task_struct *task)
 {
 	if (only_tgid && task->tgid != only_tgid)
@@ -105,27 +106,28 @@ static __always_inline bool wanted_for_ever(struct task_struct *task)
 	return !only_tid || task->pid == only_tid;
 }
 
-static __always_inline bool wanted_now(struct task_struct *task, __u32 cpu, bool vcpu)
+static __always_inline bool wanted_now(struct task_struct *task, __u32 cpu, bool vcpu, bool all)
 {
 	if ((only_vcpus || by == BY_VM) && !vcpu)
 		return false;
 	if (only_some_cpus && !(only_cpus[(cpu & (MAX_CPUS - 1)) / 64] & 1ULL << cpu % 64))
 		return false;
-	return !only_cgroup_id ||
+	return !all || !only_cgroup_id ||
 	       cgroup_ancestor_id(task->cgroups->dfl_cgrp, only_cgroup_level) == only_cgroup_id;
 }
 
+/* Waits of one length that began alike. */
 struct samples {
 	__u64 ns;     /* of each */
 	__u64 n;      /* how many */
 	__u64 sum_ns; /* of all */
-	__u64 preempted;
-	__u64 start_unseen;
+	__u32 began;
+	__u32 pad;
 };
 
-static __always_inline void count_keyed(struct task_struct *task, struct samples *s)
+static __always_inline void count_keyed(struct task_struct *task, __u64 id, struct samples *s)
 {
-	struct waits_key key = {.id = task_id(task), .octave = hist_octave_of(s->ns)};
+	struct waits_key key = {.id = id, .octave = hist_octave_of(s->ns)};
 	static const struct keyed_waits none;
 	struct keyed_waits *k;
 
@@ -140,69 +142,83 @@ static __always_inline void count_keyed(struct task_struct *task, struct samples
 			return;
 		}
 	}
-	hist_record_shared(&k->waits.hist, key.octave, s->ns, s->n, s->sum_ns, epoch);
-	if (s->preempted)
-		__sync_fetch_and_add(&k->waits.preempted, s->preempted);
-	if (s->start_unseen)
-		__sync_fetch_and_add(&k->waits.start_unseen, s->start_unseen);
-	k->last_ns = task_rq(task)->clock;
+	hist_record_shared(&k->waits.hist, key.octave, s->ns, s->n, s->sum_ns);
+	if (s->began == BEGAN_BY_PREEMPTION)
+		__sync_fetch_and_add(&k->waits.preempted, s->n);
+	if (s->began == BEGAN_UNSEEN)
+		__sync_fetch_and_add(&k->waits.start_unseen, s->n);
+	k->last_ns = bpf_ktime_get_ns();
 	read_comm(k->comm, task);
 }
 
-static __always_inline void count_on_cpu(__u32 element, struct samples *s)
+/* A global function of scalars: the verifier goes through it once, whoever calls it and how. */
+__noinline int count_on_cpu(__u32 element, __u64 ns, __u64 n, __u64 sum_ns, __u32 began)
 {
-	__u32 octave = hist_octave_of(s->ns);
+	__u32 octave = hist_octave_of(ns);
 	struct cpu_waits *c;
 	struct waits *w;
 
 	c = bpf_map_lookup_elem(&by_cpu, &element);
 	if (!c || octave >= HIST_OCTAVES) {
-		__sync_fetch_and_add(&lost, s->n);
-		return;
+		__sync_fetch_and_add(&lost, n);
+		return 0;
 	}
 	w = &c->octaves[octave];
-	hist_record(&w->hist, octave, s->ns, s->n, s->sum_ns, epoch);
-	w->preempted += s->preempted;
-	w->start_unseen += s->start_unseen;
+	hist_record(&w->hist, octave, ns, n, sum_ns);
+	if (began == BEGAN_BY_PREEMPTION)
+		w->preempted += n;
+	if (began == BEGAN_UNSEEN)
+		w->start_unseen += n;
+	return 0;
 }
 
-/* Records waits of @task, in @element of by_cpu if they have no other key. */
-static __always_inline void count(struct task_struct *task, __u32 element, struct samples *s)
+/* Records waits of @task under @id or, if they have no other key, in @element of by_cpu. */
+static __always_inline void count(struct task_struct *task, __u64 id, __u32 element,
+				  struct samples *s)
 {
 	if (by == BY_NOTHING || by == BY_CPU)
-		count_on_cpu(element, s);
+		count_on_cpu(element, s->ns, s->n, s->sum_ns, s->began);
 	else
-		count_keyed(task, s);
+		count_keyed(task, id, s);
 }
 
 /*
  * Waits that the kernel has booked but sched_switch has not shown: their number and sum are exact;
  * where there are several, each is taken for their mean. Not inlined: this is not the usual path.
  */
-static __noinline int count_missed(struct task_struct *task, __u32 element, __u64 n, __u64 sum_ns)
+static __noinline int count_missed(struct task_struct *task, __u64 id, __u32 element, __u64 n,
+				   __u64 sum_ns)
 {
-	struct samples s = {.ns = sum_ns / (n ?: 1), .n = n, .sum_ns = sum_ns, .start_unseen = n};
+	struct samples s = {.ns = sum_ns / (n ?: 1), .n = n, .sum_ns = sum_ns};
 
+	s.began = BEGAN_UNSEEN;
 	__sync_fetch_and_add(&reconstructed, n);
-	count(task, element, &s);
+	count(task, id, element, &s);
 	return 0;
 }
 
-static __always_inline int switched_in(struct task_struct *next)
+static __always_inline int switched_in(struct task_struct *next, bool all)
 {
+	bool in_vcpu = (only_vcpus || by == BY_VM) && task_in_vcpu(next);
 	__u32 cpu = bpf_get_smp_processor_id();
+	struct rq *rq = task_rq(next);
 	struct runq_wait wait = {};
 	struct samples s = {};
+	__u64 id;
 
 	if (!next->pid || !wanted_for_ever(next))
 		return 0;
-	runq_wait_ends(next, &wait);
-	if (!wanted_now(next, cpu, wait.vcpu))
+	runq_wait_ends(next, rq, in_vcpu, &wait);
+	if (!wanted_now(next, cpu, wait.vcpu, all))
 		return 0;
-	if (wait.last_part)
-		__sync_fetch_and_add(&unrepaired, 1);
+	/* No memory for them, or (before 6.3) they are being looked at on this CPU. */
+	if (wait.no_books && runq_books_open) {
+		__sync_fetch_and_add(&lost, 1);
+		return 0;
+	}
+	id = task_id(next, all);
 	if (wait.missed)
-		count_missed(next, cpu, wait.missed, wait.missed_ns);
+		count_missed(next, id, cpu, wait.missed, wait.missed_ns);
 	if (!wait.booked && !wait.ns) {
 		__sync_fetch_and_add(&unbooked, 1);
 		return 0;
@@ -210,9 +226,8 @@ static __always_inline int switched_in(struct task_struct *next)
 	s.ns = wait.ns;
 	s.n = 1;
 	s.sum_ns = wait.ns;
-	s.preempted = wait.preempted;
-	s.start_unseen = wait.start_unseen;
-	count(next, cpu, &s);
+	s.began = wait.began;
+	count(next, id, cpu, &s);
 	return 0;
 }
 
@@ -223,32 +238,40 @@ static __noinline void write_waiting(struct seq_file *seq, struct waiting_task *
 }
 
 /* Opens books for tasks not known yet, catches up with missed waits, writes tasks that wait. */
-static __always_inline int visit(struct seq_file *seq, struct task_struct *task)
+static __always_inline int visit(struct seq_file *seq, struct task_struct *task, bool all)
 {
 	struct waiting_task waiting = {};
 	struct runq_wait wait = {};
-	struct rq *rq;
 	__u64 offset;
+	bool in_vcpu;
+	struct rq *rq;
 
-	if (!task || !task->pid || !wanted_for_ever(task))
+	if (!task || !task->pid)
 		return 0;
-	rq = task_rq(task);
-	offset = bpf_ktime_get_ns() - rq->clock;
+	rq = BPF_CORE_READ(task, se.cfs_rq, rq);
+	offset = bpf_ktime_get_ns() - BPF_CORE_READ(rq, clock);
 	/* User space has one reader at a time: no race. */
 	if (offset < clock_offset_ns)
 		clock_offset_ns = offset;
-
-	runq_look(task, &wait);
-	waiting.cpu = rq->cpu;
-	if (!wanted_now(task, waiting.cpu, wait.vcpu))
+	if (!wanted_for_ever(task))
 		return 0;
+
+	in_vcpu = (only_vcpus || by == BY_VM) && task_in_vcpu(task);
+	runq_look(task, in_vcpu, &wait);
+	waiting.cpu = BPF_CORE_READ(rq, cpu);
+	if (!wanted_now(task, waiting.cpu, wait.vcpu, all))
+		return 0;
+	waiting.id = task_id(task, all);
 	if (wait.missed)
-		count_missed(task, cpus + waiting.cpu, wait.missed, wait.missed_ns);
+		count_missed(task, waiting.id, cpus + waiting.cpu, wait.missed, wait.missed_ns);
+	/*
+	 * Asleep but queued: delayed dequeue (Linux 6.12) leaves a sleeper on its run queue, and
+	 * sched_info_enqueue() stamps it if it is moved to another.
+	 */
 	waiting.last_queued_ns = task->sched_info.last_queued;
-	if (!waiting.last_queued_ns)
+	if (!waiting.last_queued_ns || task->on_cpu || !task->on_rq || !task_runnable(task))
 		return 0;
 	waiting.waited_before_ns = wait.ns;
-	waiting.id = task_id(task);
 	read_comm(waiting.comm, task);
 	write_waiting(seq, &waiting);
 	return 0;
@@ -257,13 +280,33 @@ static __always_inline int visit(struct seq_file *seq, struct task_struct *task)
 SEC("tp_btf/sched_switch")
 int BPF_PROG(sched_switch, bool preempt, struct task_struct *prev, struct task_struct *next)
 {
-	return switched_in(next);
+	return switched_in(next, false);
+}
+
+SEC("tp_btf/sched_switch")
+int BPF_PROG(sched_switch_all, bool preempt, struct task_struct *prev, struct task_struct *next)
+{
+	return switched_in(next, true);
+}
+
+SEC("tp_btf/task_newtask")
+int BPF_PROG(task_newtask, struct task_struct *task, u64 clone_flags)
+{
+	if (wanted_for_ever(task))
+		runq_open_books(task, false);
+	return 0;
 }
 
 SEC("iter/task")
 int tasks(struct bpf_iter__task *ctx)
 {
-	return visit(ctx->meta->seq, ctx->task);
+	return visit(ctx->meta->seq, ctx->task, false);
+}
+
+SEC("iter/task")
+int tasks_all(struct bpf_iter__task *ctx)
+{
+	return visit(ctx->meta->seq, ctx->task, true);
 }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

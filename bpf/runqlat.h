@@ -38,7 +38,7 @@ struct waits_key {
 
 struct keyed_waits {
 	struct waits waits;
-	__u64 last_ns; /* rq clock of the last wait recorded here: the latest name counts */
+	__u64 last_ns; /* when a wait was last recorded here: the latest name counts */
 	__u8 comm[TASK_COMM_LEN];
 };
 

@@ -4,6 +4,7 @@
 #define __VCPU_BPF_H
 
 #include "vmlinux.h"
+#include <bpf/bpf_core_read.h>
 
 /*
  * KVM registers a preempt notifier on the thread that is inside a vCPU's ioctl (vcpu_load() in
@@ -11,6 +12,9 @@
  */
 static __always_inline bool task_in_vcpu(struct task_struct *task)
 {
+	/* CONFIG_PREEMPT_NOTIFIERS, which KVM selects: without it there are no vCPUs. */
+	if (!bpf_core_field_exists(task->preempt_notifiers))
+		return false;
 	return task->preempt_notifiers.first;
 }
 

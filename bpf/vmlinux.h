@@ -43,9 +43,9 @@ enum {
 	BPF_LOCAL_STORAGE_GET_F_CREATE = 1U << 0,
 };
 
-#pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
-
+/* Contexts of iterators: their layout is fixed, so that nothing has to be moved. */
 struct seq_file;
+struct task_struct;
 
 struct bpf_iter_meta {
 	struct seq_file *seq;
@@ -53,19 +53,21 @@ struct bpf_iter_meta {
 	u64 seq_num;
 };
 
-struct task_struct;
-
 struct bpf_iter__task {
 	struct bpf_iter_meta *meta;
 	struct task_struct *task;
 };
+
+#pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 
 struct kernfs_node {
 	u64 id;
 };
 
 struct cgroup {
+	int level;
 	struct kernfs_node *kn;
+	struct cgroup *ancestors[];
 };
 
 struct css_set {
@@ -118,7 +120,9 @@ struct sched_info {
 };
 
 struct task_struct {
+	unsigned int __state;
 	int on_cpu;
+	int on_rq;
 	struct sched_entity se;
 	struct hlist_head preempt_notifiers;
 	struct sched_info sched_info;

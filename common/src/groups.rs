@@ -5,7 +5,7 @@
 //!
 //! 1. Two peaks belong to different groups if a valley between them holds at most half of the lower peak, and the
 //!    difference is more than chance makes: more than three times the square root of that peak.
-//! 2. The valley, the lowest bucket between two groups, belongs to neither.
+//! 2. The valley, the lowest bucket between two groups, belongs to the one before it.
 //! 3. A group reaches from its peak, either way, as far as buckets hold a hundredth of that peak.
 //!
 //! Values in no group's range are not silently added to one: they are the rest.
@@ -34,7 +34,8 @@ pub fn groups(picture_us: &[u64]) -> Vec<Group> {
     let mut groups = Vec::new();
     let mut start = 0;
     for valley in valleys(picture_us).into_iter().chain([picture_us.len()]) {
-        if let Some((first, last)) = around_peak(picture_us, start, valley) {
+        let end = picture_us.len().min(valley + 1);
+        if let Some((first, last)) = around_peak(picture_us, start, end) {
             let held: u64 = picture_us[first..=last].iter().sum();
             groups.push(Group {
                 first_us: if first == 0 { 0 } else { 1 << first },
@@ -153,7 +154,7 @@ mod tests {
         let found = groups(&picture);
         assert_eq!(found.len(), 3, "{found:?}");
         let ranges: Vec<_> = found.iter().map(|g| (g.first_us, g.last_us)).collect();
-        assert_eq!(ranges, [(0, 1), (4, 7), (16, 31)]);
+        assert_eq!(ranges, [(0, 3), (4, 15), (16, 31)]);
     }
 
     #[test]

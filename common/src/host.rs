@@ -1,11 +1,13 @@
 //! What this host can do, asked before anything is loaded, and what to tell a user when it cannot.
 
 use std::fs;
+use std::io::{self, Write as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
-use libbpf_rs::PrintLevel;
+use libbpf_rs::btf::{self, Btf};
+use libbpf_rs::{ErrorKind, MapType, PrintLevel};
 
 use crate::session::host_cannot;
 
@@ -29,12 +31,15 @@ pub fn check_bpf() -> Result<()> {
             "`{BTF}` is not there: boot a kernel with CONFIG_DEBUG_INFO_BTF=y"
         )));
     }
-    // The task iterator sees the tasks of its reader's PID namespace only.
+    // Capabilities count in the host's user namespace alone, and the task iterator sees the tasks of its
+    // reader's PID namespace.
+    check_namespace("user", USER_NS_INIT_INO, "--userns=host")?;
     check_pid_namespace()
 }
 
 /// The inode numbers of the host's own namespaces (include/uapi/linux/nsfs.h; before: include/linux/proc_ns.h).
 const CGROUP_NS_INIT_INO: u64 = 0xEFFF_FFFB;
+const USER_NS_INIT_INO: u64 = 0xEFFF_FFFD;
 const PID_NS_INIT_INO: u64 = 0xEFFF_FFFC;
 
 /// PIDs must be those that the kernel's programs see.
@@ -66,6 +71,12 @@ fn may_load_bpf(capabilities: u64) -> bool {
     has(CAP_SYS_ADMIN) || has(CAP_BPF) && has(CAP_PERFMON)
 }
 
+/// What the kernel must have, as its type information tells: a field, and the option that makes it exist.
+const NEEDED: [(&str, &str, &str); 2] = [
+    ("sched_info", "last_queued", "CONFIG_SCHED_INFO"),
+    ("cfs_rq", "rq", "CONFIG_FAIR_GROUP_SCHED"),
+];
+
 /// Says why the kernel refused a program, where that can be known; else the error as it is.
 pub fn explain_load_error(err: libbpf_rs::Error) -> anyhow::Error {
     let lockdown = fs::read_to_string("/sys/kernel/security/lockdown").unwrap_or_default();
@@ -74,7 +85,28 @@ pub fn explain_load_error(err: libbpf_rs::Error) -> anyhow::Error {
             "kernel memory cannot be read under lockdown: boot with lockdown=integrity or none",
         );
     }
+    if let Ok(btf) = Btf::from_vmlinux() {
+        let missing = NEEDED.iter().find(|(name, field, _)| !has_field(&btf, name, field));
+        if let Some((name, field, option)) = missing {
+            return host_cannot(format!(
+                "this kernel has no `{field}` in `struct {name}`: boot one with {option}=y"
+            ));
+        }
+    }
+    if matches!(MapType::TaskStorage.is_supported(), Ok(false)) {
+        return host_cannot("this kernel has no BPF task storage: boot Linux 5.13 or later");
+    }
+    if err.kind() == ErrorKind::PermissionDenied {
+        return host_cannot(format!(
+            "the kernel refuses to load BPF programs ({err}): run as root"
+        ));
+    }
     anyhow::Error::new(err).context("failed to load the BPF programs (-v shows why)")
+}
+
+fn has_field(btf: &Btf<'_>, name: &str, field: &str) -> bool {
+    let found: Option<btf::types::Struct<'_>> = btf.type_by_name(name);
+    found.is_some_and(|found| found.iter().any(|member| member.name.is_some_and(|n| n == field)))
 }
 
 /// The highest number of tasks the kernel will have at once (sysctl kernel.pid_max).
@@ -93,7 +125,8 @@ pub fn threads() -> Result<u64> {
 
 /// Sends libbpf's messages to standard error, or nowhere.
 pub fn show_libbpf_messages(show: bool) {
-    let print = |_, message: String| eprint!("{message}");
+    // libbpf's callback must not panic, so it cannot be eprint.
+    let print = |_, message: String| _ = io::stderr().write_all(message.as_bytes());
     libbpf_rs::set_print(show.then_some((PrintLevel::Debug, print)));
 }
 
@@ -109,6 +142,13 @@ mod tests {
         assert!(may_load_bpf(1 << CAP_SYS_ADMIN));
         assert!(!may_load_bpf(1 << CAP_BPF));
         assert!(!may_load_bpf(effective_capabilities("")));
+    }
+
+    #[test]
+    fn this_kernel_has_what_is_needed() {
+        let btf = Btf::from_vmlinux().unwrap();
+        assert!(NEEDED.iter().all(|(name, field, _)| has_field(&btf, name, field)));
+        assert!(!has_field(&btf, "sched_info", "no_such_field"));
     }
 
     #[test]

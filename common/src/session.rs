@@ -2,7 +2,7 @@
 //! signals that end a run, and ticks that do not drift.
 
 use std::fmt;
-use std::io;
+use std::io::{self, Write as _};
 use std::process::ExitCode;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
@@ -49,7 +49,7 @@ pub fn main<A: clap::Parser>(run: impl FnOnce(A) -> Result<ExitCode>) -> ExitCod
         Ok(args) => args,
         Err(err) if !err.use_stderr() => err.exit(),
         Err(err) => {
-            eprintln!("{name}: {}", usage_sentence(&err));
+            complain(&name, &usage_sentence(&err));
             return ExitCode::from(2);
         }
     };
@@ -57,7 +57,7 @@ pub fn main<A: clap::Parser>(run: impl FnOnce(A) -> Result<ExitCode>) -> ExitCod
         Ok(code) => code,
         Err(err) if is_closed_pipe(&err) => ExitCode::SUCCESS,
         Err(err) => {
-            eprintln!("{name}: {err:#}");
+            complain(&name, &format!("{err:#}"));
             match err.downcast_ref() {
                 Some(Failure::Usage(_)) => ExitCode::from(2),
                 Some(Failure::HostCannot(_)) => ExitCode::from(3),
@@ -65,6 +65,11 @@ pub fn main<A: clap::Parser>(run: impl FnOnce(A) -> Result<ExitCode>) -> ExitCod
             }
         }
     }
+}
+
+/// Writes a sentence to standard error, if that can be written to: no reason to fail in another way.
+pub fn complain(name: &str, sentence: &str) {
+    _ = writeln!(io::stderr(), "{name}: {sentence}");
 }
 
 /// The first paragraph of what clap would print, as one line: the rest repeats `--help`.
@@ -83,9 +88,6 @@ fn is_closed_pipe(err: &anyhow::Error) -> bool {
     })
 }
 
-/// The signals that ctrlc handles with its feature `termination`.
-const END_SIGNALS: [i32; 3] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP];
-
 fn is_ignored(signal: i32) -> bool {
     let mut action = std::mem::MaybeUninit::<libc::sigaction>::zeroed();
     // SAFETY: with no new action this only writes the current one; all zeroes is a valid sigaction.
@@ -99,18 +101,17 @@ fn is_ignored(signal: i32) -> bool {
 pub struct Stop(Receiver<()>);
 
 impl Stop {
-    /// Installs the handlers; this starts a thread. To be called once. A signal that is ignored, as nohup(1) has it,
-    /// stays ignored.
+    /// Installs the handlers; this starts a thread. To be called once. If SIGHUP is ignored, as nohup(1) has it, it
+    /// stays so; SIGINT does not, as a shell script's `command &` ignores it without having been asked.
     pub fn install() -> Result<Self> {
         let (sender, receiver) = mpsc::channel();
-        let ignored: Vec<_> =
-            END_SIGNALS.into_iter().filter(|&signal| is_ignored(signal)).collect();
+        let nohup = is_ignored(libc::SIGHUP);
         // The receiver may be gone when a second signal comes: then the program is ending anyway.
         ctrlc::set_handler(move || _ = sender.send(()))
             .context("failed to install signal handlers")?;
-        for signal in ignored {
+        if nohup {
             // SAFETY: ignoring a signal runs no code.
-            unsafe { libc::signal(signal, libc::SIG_IGN) };
+            unsafe { libc::signal(libc::SIGHUP, libc::SIG_IGN) };
         }
         Ok(Self(receiver))
     }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow};
 use common::args::parse_seconds;
-use common::session::Stop;
+use common::session::{Stop, complain};
 use indicatif::{ProgressBar, ProgressStyle};
 use loadgen::{Fleet, Spec, Stopped, TruthFile, Workload};
 use serde::Serialize;
@@ -72,7 +72,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let stop = Stop::install()?;
     drop(held_back);
     if let Some(warning) = fleet.warning() {
-        eprintln!("loadgen: warning: {warning}");
+        complain("loadgen", &format!("warning: {warning}"));
     }
 
     let start = Instant::now();

@@ -106,6 +106,33 @@ fn other_namespaces_are_refused_with_the_way_out() {
 }
 
 #[test]
+fn a_shells_background_job_ends_on_sigint() {
+    let _alone = alone();
+    // A script's `&` ignores SIGINT for the command.
+    let script = format!("{RUNQLAT} 60 & sleep 1; kill -INT $!; wait $!; echo status $?");
+    let output = Command::new("timeout").args(["30", "sh", "-c", &script]).output().unwrap();
+    let stdout = String::from_utf8(output.stdout).unwrap();
+    assert!(stdout.contains("still waiting ") && stdout.ends_with("status 0\n"), "{stdout}");
+}
+
+#[test]
+fn a_broken_stderr_does_not_change_the_status() {
+    for (args, status) in [("abc", 2), ("-v 0.2 1", 0)] {
+        let script = format!("{RUNQLAT} {args} >/dev/null 2>/dev/full");
+        let output = Command::new("sh").args(["-c", &script]).output().unwrap();
+        assert_eq!(output.status.code(), Some(status), "{args}");
+    }
+}
+
+#[test]
+fn a_user_namespace_is_told_the_way_out() {
+    let script = format!("exec {RUNQLAT} 1 1");
+    let args = ["--user", "--map-root-user", "sh", "-c", &script];
+    let output = Command::new("unshare").args(args).output().unwrap();
+    assert_refused(&output, 3, "--userns=host");
+}
+
+#[test]
 fn nohup_keeps_it_running() {
     let _alone = alone();
     let tool = Tool::start("nohup", &[RUNQLAT, "--csv", "0.3", "4"]);
@@ -135,8 +162,11 @@ fn a_cgroup_of_version_1_is_refused_with_the_way_out() {
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
     let v1 =
         mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>()).find(|m| m[2] == "cgroup");
-    // A host may have version 2 alone; this project's kernels in tests/vm are such.
-    let Some(v1) = v1 else { return };
+    // A host that has version 2 alone has nothing to mistake for it.
+    let Some(v1) = v1 else {
+        assert!(mounts.contains(" cgroup2 "), "no cgroups at all: {mounts}");
+        return;
+    };
     assert_refused(&run(&["-c", v1[1]]), 2, "is not a cgroup of version 2: name one below /");
 }
 

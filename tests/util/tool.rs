@@ -2,16 +2,18 @@
 
 use std::collections::HashMap;
 use std::io::{BufRead as _, BufReader, Read as _};
-use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{self, Receiver};
+use std::thread;
 use std::time::{Duration, Instant};
 
 /// A row of CSV by column.
 pub type CsvRow = HashMap<String, String>;
 
-/// A running tool whose output comes through a pipe.
+/// A running tool whose output comes through a pipe, which is always read: a full one would stop the tool.
 pub struct Tool {
     child: Child,
-    stdout: BufReader<ChildStdout>,
+    lines: Receiver<String>,
     first: String,
 }
 
@@ -31,15 +33,17 @@ impl Tool {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        let mut stdout = BufReader::new(child.stdout.take().unwrap());
-        let mut first = String::new();
-        stdout.read_line(&mut first).unwrap();
-        if first.is_empty() {
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        let (sender, lines) = mpsc::channel();
+        thread::spawn(move || {
+            stdout.lines().map_while(Result::ok).try_for_each(|l| sender.send(l))
+        });
+        let Ok(first) = lines.recv() else {
             let mut stderr = String::new();
             child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
             panic!("{program} {args:?} ended at once: {stderr}");
-        }
-        Self { child, stdout, first }
+        };
+        Self { child, lines, first }
     }
 
     /// Its process.
@@ -47,11 +51,9 @@ impl Tool {
         self.child.id()
     }
 
-    /// The next line, without its end.
+    /// The next line, without its end; empty if there is none.
     pub fn line(&mut self) -> String {
-        let mut line = String::new();
-        self.stdout.read_line(&mut line).unwrap();
-        line.trim_end().to_owned()
+        self.lines.recv().unwrap_or_default()
     }
 
     /// Sends a signal and collects what is left.
@@ -63,8 +65,11 @@ impl Tool {
 
     /// Collects what is left when the tool ends by itself, in good time.
     pub fn wait(mut self) -> Ended {
-        let (mut stdout, mut stderr) = (self.first, String::new());
-        self.stdout.read_to_string(&mut stdout).unwrap();
+        let mut stdout = self.first + "\n";
+        for line in self.lines {
+            stdout.extend([line.as_str(), "\n"]);
+        }
+        let mut stderr = String::new();
         self.child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
         let deadline = Instant::now() + Duration::from_secs(60);
         let status = loop {
@@ -72,7 +77,7 @@ impl Tool {
                 break status;
             }
             assert!(Instant::now() < deadline, "the tool does not end");
-            std::thread::sleep(Duration::from_millis(5));
+            thread::sleep(Duration::from_millis(5));
         };
         Ended { status, stdout, stderr }
     }

@@ -156,15 +156,16 @@ fn run(args: Args) -> Result<ExitCode> {
         report.interval(&mut out, &reading.interval, &rows, &reading.losses)?;
         out.flush()?;
         names.end_interval();
+        tracer.make_room(&reading.elements, &mut earlier)?;
         lost += reading.losses.lost;
         if report.format != Format::Text {
-            reading.losses.warnings().iter().for_each(|line| eprintln!("runqlat: {line}"));
+            reading.losses.warning().iter().for_each(|line| session::complain("runqlat", line));
         }
         if !more {
             break;
         }
         if let Some(sentence) = wanted.filter.ended() {
-            eprintln!("runqlat: {sentence}");
+            session::complain("runqlat", &sentence);
             break;
         }
     }

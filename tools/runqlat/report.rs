@@ -63,10 +63,8 @@ pub struct Row {
 /// What could not be counted in one interval.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Losses {
-    /// Waits that found no room in a map: no row has them.
+    /// Waits that found no room in a map, or none for their tasks' books: no row has them.
     pub lost: u64,
-    /// Waits of which earlier parts, on other CPUs, are missing.
-    pub unrepaired: u64,
     /// Waits that the kernel has not booked either: of tasks preempted on their way to sleep.
     pub unbooked: u64,
     /// Waits counted from the kernel's books alone: their number and sum are exact, their spread is not.
@@ -78,7 +76,6 @@ impl Losses {
     pub fn since(&self, earlier: &Self) -> Self {
         Self {
             lost: self.lost - earlier.lost,
-            unrepaired: self.unrepaired - earlier.unrepaired,
             unbooked: self.unbooked - earlier.unbooked,
             reconstructed: self.reconstructed - earlier.reconstructed,
         }
@@ -86,14 +83,9 @@ impl Losses {
 }
 
 impl Losses {
-    /// What is missing or wrong, a sentence each; nothing if all is well.
-    pub fn warnings(&self) -> Vec<String> {
-        let Self { lost, unrepaired, .. } = *self;
-        let all = [
-            (lost, format!("lost {}: no room for them", waits(lost))),
-            (unrepaired, format!("too short {}: no memory for earlier parts", waits(unrepaired))),
-        ];
-        all.into_iter().filter(|(count, _)| *count > 0).map(|(_, line)| line).collect()
+    /// A sentence if anything is missing.
+    pub fn warning(&self) -> Option<String> {
+        (self.lost > 0).then(|| format!("lost {}: no room for them", waits(self.lost)))
     }
 
     /// What is not wrong, but worth knowing.
@@ -110,12 +102,8 @@ impl Losses {
     }
 
     /// For JSON, which has room for them.
-    fn fields(&self) -> [Field; 3] {
-        [
-            ("unrepaired", self.unrepaired.into()),
-            ("unbooked", self.unbooked.into()),
-            ("reconstructed", self.reconstructed.into()),
-        ]
+    fn fields(&self) -> [Field; 2] {
+        [("unbooked", self.unbooked.into()), ("reconstructed", self.reconstructed.into())]
     }
 }
 
@@ -344,7 +332,7 @@ impl Report {
         if rows.is_empty() {
             writeln!(out, "\nno waits")?;
         }
-        for line in losses.warnings().iter().chain(&losses.notes()) {
+        for line in losses.warning().iter().chain(&losses.notes()) {
             writeln!(out, "{line}")?;
         }
         Ok(())
@@ -418,7 +406,7 @@ mod tests {
             longest_waiting_ns: Some(43_100_000),
             ..Row::new(Key::Thread(7, 8, "victim".to_owned()))
         };
-        let losses = Losses { lost: 7, unrepaired: 5, unbooked: 6, reconstructed: 7 };
+        let losses = Losses { lost: 7, unbooked: 6, reconstructed: 7 };
         let text = written(Format::Text, By::Thread, &[starved], losses);
         insta::assert_snapshot!(text, @r"
         Tracing run queue latency... Hit Ctrl-C to end.
@@ -427,7 +415,6 @@ mod tests {
         count 0
         still waiting 22, longest 43ms
         lost 7 waits: no room for them
-        too short 5 waits: no memory for earlier parts
         no times for 6 waits: preempted on the way to sleep
         from totals 7 waits: sched_switch did not show them
         ");
@@ -475,7 +462,7 @@ mod tests {
         let names = ["time", "interval_s", "pid", "comm"]
             .into_iter()
             .chain(figure_columns())
-            .chain(["start_unseen", "unrepaired", "unbooked", "reconstructed", "buckets"]);
+            .chain(["start_unseen", "unbooked", "reconstructed", "buckets"]);
         assert!(names.eq(object.keys().map(String::as_str)));
         let buckets = object["buckets"].as_array().unwrap();
         assert_eq!(buckets.iter().map(|b| b[2].as_u64().unwrap()).sum::<u64>(), 1_000);

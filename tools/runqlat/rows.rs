@@ -49,20 +49,34 @@ pub struct Waiting {
 
 /// What was read last, to be subtracted from what is read next.
 #[derive(Default)]
-pub struct Earlier(HashMap<(u64, u32, u32), Counts>);
+pub struct Earlier(HashMap<(u64, u32, u32), Last>);
+
+#[derive(Default)]
+struct Last {
+    counts: Counts,
+    /// Whether it had changed then.
+    changed: bool,
+}
 
 impl Earlier {
     /// What an element has counted since it was read last.
     fn since(&mut self, element: &Element) -> Counts {
         let earlier = self.0.entry((element.id, element.part, element.octave)).or_default();
-        let now = &element.counts;
+        let (now, before) = (&element.counts, &earlier.counts);
         let since = Counts {
-            octave: now.octave.since(&earlier.octave),
-            preempted: now.preempted - earlier.preempted,
-            start_unseen: now.start_unseen - earlier.start_unseen,
+            octave: now.octave.since(&before.octave),
+            preempted: now.preempted - before.preempted,
+            start_unseen: now.start_unseen - before.start_unseen,
         };
-        earlier.clone_from(now);
+        *earlier = Last { counts: now.clone(), changed: now != before };
         since
+    }
+
+    /// Forgets elements that had not changed when they were read last and whose task is gone. Returns their IDs and
+    /// octaves.
+    pub fn forget(&mut self, gone: impl Fn(u64) -> bool) -> Vec<(u64, u32)> {
+        let forgotten = |(id, _, _): &(u64, u32, u32), last: &mut Last| !last.changed && gone(*id);
+        self.0.extract_if(forgotten).map(|((id, _, octave), _)| (id, octave)).collect()
     }
 }
 
@@ -159,6 +173,17 @@ mod tests {
         assert_eq!((second[0].hist.count(), second[0].hist.sum_ns()), (11, 11 * 1_030));
         let third = rows_by(By::Thread, &elements, &[], &mut earlier);
         assert!(third.is_empty(), "nothing new: {third:?}");
+    }
+
+    #[test]
+    fn only_who_is_gone_and_was_idle_is_forgotten() {
+        let mut earlier = Earlier::default();
+        let at_first = [element(1, 1, 0, "a"), element(2, 1, 0, "b"), element(3, 1, 0, "c")];
+        rows_by(By::Process, &at_first, &[], &mut earlier);
+        assert!(earlier.forget(|_| true).is_empty(), "all have just changed");
+        let then = [element(1, 1, 0, "a"), element(2, 2, 0, "b"), element(3, 1, 0, "c")];
+        rows_by(By::Process, &then, &[], &mut earlier);
+        assert_eq!(earlier.forget(|id| id != 3), [(1, 6)], "2 has changed, 3 lives");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::io::Read as _;
 use std::mem::{MaybeUninit, size_of};
+use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result};
@@ -16,7 +17,7 @@ use libbpf_rs::{Iter, Link, MapCore as _, MapFlags, OpenObject};
 use plain::Plain;
 
 use crate::report::{By, Losses};
-use crate::rows::{Counts, Element, Waiting};
+use crate::rows::{Counts, Earlier, Element, Waiting};
 
 #[allow(
     missing_docs,
@@ -53,6 +54,13 @@ pub struct Wanted {
     pub cpus: Option<CpuList>,
 }
 
+impl Wanted {
+    /// True if it takes the programs that may read everything: see `task_id()` in bpf/runqlat.bpf.c.
+    fn reads_all(&self) -> bool {
+        self.by == By::PidNs || self.filter.cgroup.is_some()
+    }
+}
+
 /// How many powers of two the waits of one task usually spread over, when maps are sized.
 const OCTAVES_PER_KEY: u64 = 8;
 /// The least number of tasks that maps have room for: those yet to be created.
@@ -62,12 +70,14 @@ const MIN_KEYS: u64 = 65_536;
 pub struct Tracer<'obj> {
     skel: RunqlatSkel<'obj>,
     tasks: Link,
-    _sched_switch: Link,
+    _others: [Link; 2],
     by: By,
     cpus: u32,
     epoch: u16,
     interval_start: Instant,
     earlier_losses: Losses,
+    /// Elements of `keyed` that have been deleted.
+    deleted: u64,
 }
 
 /// What an interval's end finds in the kernel.
@@ -95,22 +105,29 @@ impl<'obj> Tracer<'obj> {
         open.maps.bss_data.as_deref_mut().context("failed to map the program's variables")?.epoch =
             FIRST_EPOCH;
         let skel = open.load().map_err(host::explain_load_error)?;
-        let sched_switch =
-            skel.progs.sched_switch.attach().context("failed to attach to `sched_switch`")?;
+        let (switch_prog, tasks_prog) = match wanted.reads_all() {
+            true => (&skel.progs.sched_switch_all, &skel.progs.tasks_all),
+            false => (&skel.progs.sched_switch, &skel.progs.tasks),
+        };
+        let task_newtask =
+            skel.progs.task_newtask.attach().context("failed to attach to `task_newtask`")?;
+        let sched_switch = switch_prog.attach().context("failed to attach to `sched_switch`")?;
         let interval_start = Instant::now();
-        let tasks = skel.progs.tasks.attach().context("failed to attach the task iterator")?;
+        let tasks = tasks_prog.attach().context("failed to attach the task iterator")?;
         let mut tracer = Self {
             skel,
             tasks,
-            _sched_switch: sched_switch,
+            _others: [task_newtask, sched_switch],
             by: wanted.by,
             cpus,
             epoch: FIRST_EPOCH,
             interval_start,
             earlier_losses: Losses::default(),
+            deleted: 0,
         };
         // Opens the books of all tasks that exist, so that their first waits are whole.
         tracer.read_waiting()?;
+        tracer.bss_mut()?.runq_books_open = true;
         Ok(tracer)
     }
 
@@ -146,7 +163,10 @@ impl<'obj> Tracer<'obj> {
         let map = &self.skel.maps.by_cpu;
         let elements: Vec<(u32, types::cpu_waits)> = read_all(map, u64::from(map.max_entries()))?;
         let elements = elements.iter().flat_map(|&(element, ref waits)| {
-            waits.octaves.iter().zip(0..).map(move |(waits, octave)| Element {
+            // Most are empty, and stay so.
+            let used =
+                waits.octaves.iter().zip(0..).filter(|(waits, _)| waits.hist.highest != [0; 2]);
+            used.map(move |(waits, octave)| Element {
                 id: u64::from(element % self.cpus),
                 part: element / self.cpus,
                 octave,
@@ -160,7 +180,7 @@ impl<'obj> Tracer<'obj> {
 
     fn read_keyed(&self) -> Result<Vec<Element>> {
         // Elements may be added while the table is read, but those there before must be found.
-        let created = self.bss()?.keyed_created;
+        let created = self.bss()?.keyed_created - self.deleted;
         let elements: Vec<(types::waits_key, types::keyed_waits)> =
             read_all(&self.skel.maps.keyed, created)?;
         let elements = elements.iter().map(|(key, keyed)| Element {
@@ -200,14 +220,27 @@ impl<'obj> Tracer<'obj> {
             .collect()
     }
 
+    /// Where tasks come and go, the table fills up: deletes what belongs to those that are gone and has been read.
+    pub fn make_room(&mut self, elements: &[Element], earlier: &mut Earlier) -> Result<()> {
+        let keyed = &self.skel.maps.keyed;
+        if 2 * elements.len() < keyed.max_entries() as usize {
+            return Ok(());
+        }
+        let by = self.by;
+        for (id, octave) in earlier.forget(|id| is_gone(by, id)) {
+            let key = types::waits_key { id, octave, ..types::waits_key::default() };
+            // SAFETY: repr(C), with its padding a field of its own.
+            let key = unsafe { plain::as_bytes(&key) };
+            keyed.delete(key).context("failed to delete from map `keyed`")?;
+            self.deleted += 1;
+        }
+        Ok(())
+    }
+
     fn new_losses(&mut self) -> Result<Losses> {
         let bss = self.bss()?;
-        let now = Losses {
-            lost: bss.lost,
-            unrepaired: bss.unrepaired,
-            unbooked: bss.unbooked,
-            reconstructed: bss.reconstructed,
-        };
+        let now =
+            Losses { lost: bss.lost, unbooked: bss.unbooked, reconstructed: bss.reconstructed };
         let since = now.since(&self.earlier_losses);
         self.earlier_losses = now;
         Ok(since)
@@ -215,6 +248,12 @@ impl<'obj> Tracer<'obj> {
 }
 
 fn set_knobs(open: &mut OpenRunqlatSkel<'_>, wanted: &Wanted, cpus: u32) -> Result<()> {
+    let all = wanted.reads_all();
+    open.progs.sched_switch_all.set_autoload(all);
+    open.progs.tasks_all.set_autoload(all);
+    open.progs.sched_switch.set_autoload(!all);
+    open.progs.tasks.set_autoload(!all);
+
     open.maps.by_cpu.set_max_entries(2 * cpus)?;
     if !matches!(wanted.by, By::Nothing | By::Cpu) {
         let tasks = host::pid_max()?.min((4 * host::threads()?).max(MIN_KEYS));
@@ -252,6 +291,16 @@ fn set_knobs(open: &mut OpenRunqlatSkel<'_>, wanted: &Wanted, cpus: u32) -> Resu
         }
     }
     Ok(())
+}
+
+/// True if the task of an element has ended: nothing more will be counted there.
+fn is_gone(by: By, id: u64) -> bool {
+    let (tgid, tid) = (id >> 32, id as u32);
+    match by {
+        By::Process | By::Vm => !Path::new(&format!("/proc/{tgid}")).exists(),
+        By::Thread => !Path::new(&format!("/proc/{tgid}/task/{tid}")).exists(),
+        By::Nothing | By::Cpu | By::PidNs => false,
+    }
 }
 
 fn counts(waits: &types::waits) -> Counts {
