@@ -15,8 +15,12 @@
 /* Octave 0 is linear, [0, 32); octave n is [2^(n+4), 2^(n+5)), up to 2^64. */
 #define HIST_OCTAVES (64 - HIST_SLOT_BITS + 1)
 
-/* Extremes carry the epoch (interval) they belong to above 48 bits of nanoseconds: three days. */
-#define HIST_EPOCH_SHIFT 48
+/*
+ * Extremes carry the epoch (interval) they belong to above 44 bits of nanoseconds, five hours: the
+ * greater number is of a later epoch or, in the same, further out. The lowest is kept as its
+ * distance from those 44 bits' end.
+ */
+#define HIST_EPOCH_SHIFT 44
 #define HIST_EXTREME_MAX ((1ULL << HIST_EPOCH_SHIFT) - 1)
 
 struct hist_octave {
@@ -38,24 +42,37 @@ struct hist_octave {
 };
 
 /* The number of the interval, never 0; advanced by user space before it reads. */
-volatile __u16 epoch;
+volatile __u32 epoch;
 
-static __always_inline __u32 log2_u64(__u64 v)
+/*
+ * No branches from here to hist_record(): a comparison is one in BPF, after which the verifier
+ * follows both ways with all that comes after, 60 times for 60 octaves. That would be most of a
+ * tool's start-up.
+ */
+
+/* 1 if @v is not 0, else 0. @v is below 2^63; that it is must be kept from the compiler. */
+static __always_inline __u64 hist_nonzero(__u64 v)
 {
-	__u32 shift, log2;
+	barrier_var(v);
+	return (0 - v) >> 63;
+}
 
-	log2 = (v > 0xffffffff) << 5;
+static __always_inline __u64 log2_u64(__u64 v)
+{
+	__u64 shift, log2;
+
+	log2 = hist_nonzero(v >> 32) << 5;
 	v >>= log2;
-	shift = (v > 0xffff) << 4;
+	shift = hist_nonzero(v >> 16) << 4;
 	v >>= shift;
 	log2 |= shift;
-	shift = (v > 0xff) << 3;
+	shift = hist_nonzero(v >> 8) << 3;
 	v >>= shift;
 	log2 |= shift;
-	shift = (v > 0xf) << 2;
+	shift = hist_nonzero(v >> 4) << 2;
 	v >>= shift;
 	log2 |= shift;
-	shift = (v > 0x3) << 1;
+	shift = hist_nonzero(v >> 2) << 1;
 	v >>= shift;
 	log2 |= shift;
 	return log2 | v >> 1;
@@ -63,33 +80,36 @@ static __always_inline __u32 log2_u64(__u64 v)
 
 static __always_inline __u32 hist_octave_of(__u64 ns)
 {
-	return ns < HIST_SLOTS ? 0 : log2_u64(ns) - HIST_SLOT_BITS + 1;
+	return log2_u64(ns | (HIST_SLOTS - 1)) - HIST_SLOT_BITS + 1;
 }
 
 static __always_inline __u32 hist_slot_of(__u64 ns, __u32 octave)
 {
-	return (octave ? ns >> (octave - 1) : ns) & (HIST_SLOTS - 1);
+	return (ns >> (octave - hist_nonzero(octave))) & (HIST_SLOTS - 1);
 }
 
-/* The octaves' lower ends are 2^9 < 1000 and 2^19 < 1000000, the largest powers of two below. */
-static __always_inline bool hist_above(__u64 ns, __u32 octave, __u64 unit_ns, __u32 unit_log2)
+/*
+ * 1 if @ns, below 2^63, is at or above @unit_ns * 2^k in its octave. The largest power of two below
+ * the unit is 2^9 < 1000 or 2^19 < 1000000; before that octave there is nothing above.
+ */
+static __always_inline __u64 hist_above(__u64 ns, __u64 octave, __u64 unit_ns, __u64 unit_log2)
 {
-	__u32 first = unit_log2 - HIST_SLOT_BITS + 1;
+	__u64 first = unit_log2 - HIST_SLOT_BITS + 1;
+	__u64 below = ns - (unit_ns << ((octave - first) & 63));
 
-	return octave >= first && ns >= unit_ns << ((octave - first) & 63);
+	barrier_var(below);
+	return ~(below | (octave - first)) >> 63;
 }
 
-static __always_inline __u64 hist_extreme(__u64 ns, __u32 epoch)
+static __always_inline __u64 hist_highest(__u64 ns, __u64 epoch)
 {
-	return (__u64)epoch << HIST_EPOCH_SHIFT | (ns < HIST_EXTREME_MAX ? ns : HIST_EXTREME_MAX);
+	ns |= 0 - hist_nonzero(ns >> HIST_EPOCH_SHIFT);
+	return epoch << HIST_EPOCH_SHIFT | (ns & HIST_EXTREME_MAX);
 }
 
-/* Is @new an extreme that has to replace @old: of a later epoch, or further out in the same? */
-static __always_inline bool hist_replaces(__u64 new, __u64 old, bool highest)
+static __always_inline __u64 hist_lowest(__u64 ns, __u64 epoch)
 {
-	if ((new ^ old) >> HIST_EPOCH_SHIFT)
-		return true;
-	return highest ? new > old : new < old;
+	return hist_highest(ns, epoch) ^ HIST_EXTREME_MAX;
 }
 
 /* Records @n values of @ns each, @sum_ns in all, where only this CPU writes, interrupts off. */
@@ -97,25 +117,23 @@ static __always_inline void hist_record(struct hist_octave *o, __u32 octave, __u
 					__u64 sum_ns)
 {
 	__u32 now = epoch;
-	__u64 extreme = hist_extreme(ns, now);
+	__u64 highest = hist_highest(ns, now), lowest = hist_lowest(ns, now);
 
 	o->slots[hist_slot_of(ns, octave)] += n;
 	o->sum_ns += sum_ns;
-	if (hist_above(ns, octave, 1000, 9))
-		o->above_us += n;
-	if (hist_above(ns, octave, 1000000, 19))
-		o->above_ms += n;
-	if (hist_replaces(extreme, o->highest[now & 1], true))
-		o->highest[now & 1] = extreme;
-	if (hist_replaces(extreme, o->lowest[now & 1], false))
-		o->lowest[now & 1] = extreme;
+	o->above_us += n * hist_above(ns, octave, 1000, 9);
+	o->above_ms += n * hist_above(ns, octave, 1000000, 19);
+	if (highest > o->highest[now & 1])
+		o->highest[now & 1] = highest;
+	if (lowest > o->lowest[now & 1])
+		o->lowest[now & 1] = lowest;
 }
 
 /* More CPUs than this racing for one extreme at one moment is not a case; the loop must end. */
 #define HIST_RACES 16
 
 /* A global function: the verifier goes through the loop once, not once for every caller's state. */
-__noinline int hist_race(__u64 *where, __u64 extreme, __u32 highest)
+__noinline int hist_race(__u64 *where, __u64 extreme)
 {
 	__u64 old, seen;
 	int i;
@@ -123,7 +141,7 @@ __noinline int hist_race(__u64 *where, __u64 extreme, __u32 highest)
 	if (!where)
 		return 0;
 	seen = *(volatile __u64 *)where;
-	for (i = 0; i < HIST_RACES && hist_replaces(extreme, seen, highest); i++) {
+	for (i = 0; i < HIST_RACES && extreme > seen; i++) {
 		old = seen;
 		seen = __sync_val_compare_and_swap(where, old, extreme);
 		if (seen == old)
@@ -132,24 +150,18 @@ __noinline int hist_race(__u64 *where, __u64 extreme, __u32 highest)
 	return 0;
 }
 
-/* The same where several CPUs write; global, too. */
-__noinline int hist_record_shared(struct hist_octave *o, __u32 octave, __u64 ns, __u64 n,
-				  __u64 sum_ns)
+/* The same where several CPUs write. */
+static __always_inline void hist_record_shared(struct hist_octave *o, __u32 octave, __u64 ns,
+					       __u64 n, __u64 sum_ns)
 {
 	__u32 now = epoch;
-	__u64 extreme = hist_extreme(ns, now);
 
-	if (!o)
-		return 0;
 	__sync_fetch_and_add(&o->slots[hist_slot_of(ns, octave)], n);
 	__sync_fetch_and_add(&o->sum_ns, sum_ns);
-	if (hist_above(ns, octave, 1000, 9))
-		__sync_fetch_and_add(&o->above_us, n);
-	if (hist_above(ns, octave, 1000000, 19))
-		__sync_fetch_and_add(&o->above_ms, n);
-	hist_race(&o->highest[now & 1], extreme, true);
-	hist_race(&o->lowest[now & 1], extreme, false);
-	return 0;
+	__sync_fetch_and_add(&o->above_us, n * hist_above(ns, octave, 1000, 9));
+	__sync_fetch_and_add(&o->above_ms, n * hist_above(ns, octave, 1000000, 19));
+	hist_race(&o->highest[now & 1], hist_highest(ns, now));
+	hist_race(&o->lowest[now & 1], hist_lowest(ns, now));
 }
 
 #endif /* __HIST_BPF_H */

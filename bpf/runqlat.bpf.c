@@ -151,25 +151,23 @@ static __always_inline void count_keyed(struct task_struct *task, __u64 id, stru
 	read_comm(k->comm, task);
 }
 
-/* A global function of scalars: the verifier goes through it once, whoever calls it and how. */
-__noinline int count_on_cpu(__u32 element, __u64 ns, __u64 n, __u64 sum_ns, __u32 began)
+static __always_inline void count_on_cpu(__u32 element, struct samples *s)
 {
-	__u32 octave = hist_octave_of(ns);
+	__u32 octave = hist_octave_of(s->ns);
 	struct cpu_waits *c;
 	struct waits *w;
 
 	c = bpf_map_lookup_elem(&by_cpu, &element);
 	if (!c || octave >= HIST_OCTAVES) {
-		__sync_fetch_and_add(&lost, n);
-		return 0;
+		__sync_fetch_and_add(&lost, s->n);
+		return;
 	}
 	w = &c->octaves[octave];
-	hist_record(&w->hist, octave, ns, n, sum_ns);
-	if (began == BEGAN_BY_PREEMPTION)
-		w->preempted += n;
-	if (began == BEGAN_UNSEEN)
-		w->start_unseen += n;
-	return 0;
+	hist_record(&w->hist, octave, s->ns, s->n, s->sum_ns);
+	if (s->began == BEGAN_BY_PREEMPTION)
+		w->preempted += s->n;
+	if (s->began == BEGAN_UNSEEN)
+		w->start_unseen += s->n;
 }
 
 /* Records waits of @task under @id or, if they have no other key, in @element of by_cpu. */
@@ -177,7 +175,7 @@ static __always_inline void count(struct task_struct *task, __u64 id, __u32 elem
 				  struct samples *s)
 {
 	if (by == BY_NOTHING || by == BY_CPU)
-		count_on_cpu(element, s->ns, s->n, s->sum_ns, s->began);
+		count_on_cpu(element, s);
 	else
 		count_keyed(task, id, s);
 }

@@ -11,14 +11,16 @@ pub const SLOTS: usize = 32;
 const SLOT_BITS: u32 = SLOTS.trailing_zeros();
 
 /// Extremes carry their epoch above this many bits (bpf/hist.bpf.h: `HIST_EPOCH_SHIFT`).
-const EPOCH_SHIFT: u32 = 48;
+const EPOCH_SHIFT: u32 = 44;
+const EXTREME_MAX: u64 = (1 << EPOCH_SHIFT) - 1;
 
 /// The first interval's number. Elements begin as zeroes, which must not look like extremes of an interval.
-pub const FIRST_EPOCH: u16 = 1;
+pub const FIRST_EPOCH: u32 = 1;
 
-/// The number of the interval after `epoch`: never 0, and of the other parity, as extremes alternate between two places.
-pub fn next_epoch(epoch: u16) -> u16 {
-    epoch.checked_add(1).unwrap_or(FIRST_EPOCH + 1)
+/// The number of the interval after `epoch`. After a million intervals there is no later one, and extremes are those of
+/// their slots: known to 3 %.
+pub fn next_epoch(epoch: u32) -> u32 {
+    (epoch + 1).min((1 << (u64::BITS - EPOCH_SHIFT)) - 1)
 }
 
 /// A power of two of a histogram, as read from the kernel. Counts and sums are since the start of the program.
@@ -28,9 +30,9 @@ pub struct Octave {
     pub slots: [u64; SLOTS],
     /// The sum of all values, in nanoseconds.
     pub sum_ns: u64,
-    /// The highest value of an even and of an odd epoch, with the epoch in the upper 16 bits.
+    /// The highest value of an even and of an odd epoch, in 44 bits below the epoch.
     pub highest: [u64; 2],
-    /// The lowest value, likewise.
+    /// The lowest value likewise, as the distance from the end of those bits.
     pub lowest: [u64; 2],
     /// How many values are at least 1000·2^k ns, for the one k with which that lies in this octave.
     pub above_us: u64,
@@ -121,17 +123,15 @@ fn slot_middle(index: usize) -> u64 {
     start + (end - start) / 2
 }
 
-/// An extreme of one of the epochs, the one just ended or, if it was read late, the one after it.
-fn extremes_of(epoch: u16, both: [u64; 2]) -> impl Iterator<Item = u64> {
+/// The extremes of the epoch just ended and, as it may have been read late, of the one after it.
+fn extremes_of(epoch: u32, both: [u64; 2]) -> impl Iterator<Item = u64> {
     let wanted = [epoch, next_epoch(epoch)].map(u64::from);
-    both.into_iter()
-        .filter(move |e| wanted.contains(&(e >> EPOCH_SHIFT)))
-        .map(|e| e & ((1 << EPOCH_SHIFT) - 1))
+    both.into_iter().filter(move |e| wanted.contains(&(e >> EPOCH_SHIFT))).map(|e| e & EXTREME_MAX)
 }
 
 impl Hist {
     /// Adds an octave's values of the interval that was number `epoch`.
-    pub fn add(&mut self, octave: usize, values: &Octave, epoch: u16) {
+    pub fn add(&mut self, octave: usize, values: &Octave, epoch: u32) {
         // Read while another CPU was writing, the sum may be a value ahead of the slots, or behind.
         self.sum_ns += values.sum_ns;
         let count = values.count();
@@ -148,7 +148,7 @@ impl Hist {
 
     /// Extremes are exact, except that a value which came between the end of the epoch and its being read may
     /// stand for one of the same slot.
-    fn add_extremes(&mut self, octave: usize, values: &Octave, epoch: u16) {
+    fn add_extremes(&mut self, octave: usize, values: &Octave, epoch: u32) {
         let used = |(_, n): &(usize, &u64)| **n > 0;
         let index = |(within, _)| octave * SLOTS + within;
         let slots = || values.slots.iter().enumerate();
@@ -157,7 +157,8 @@ impl Hist {
             self.max_ns = self.max_ns.max(seen.clamp(range.start, range.end - 1));
         }
         if let Some(range) = slots().find(used).map(index).map(slot_range) {
-            let seen = extremes_of(epoch, values.lowest).min().unwrap_or(range.start);
+            let seen = extremes_of(epoch, values.lowest).max();
+            let seen = seen.map_or(range.start, |distance| EXTREME_MAX - distance);
             let lowest = seen.clamp(range.start, range.end - 1);
             self.min_ns = Some(self.min_ns.map_or(lowest, |min| min.min(lowest)));
         }
@@ -181,17 +182,15 @@ impl Hist {
     /// A histogram of these values, as the kernel side would have made it.
     pub fn of(values_ns: impl IntoIterator<Item = u64>) -> Self {
         let mut octaves: BTreeMap<usize, Octave> = BTreeMap::new();
-        let current = usize::from(FIRST_EPOCH & 1);
+        let current = (FIRST_EPOCH % 2) as usize;
         for ns in values_ns {
             let slot = slot_of(ns);
             let octave = octaves.entry(slot / SLOTS).or_default();
-            let extreme = u64::from(FIRST_EPOCH) << EPOCH_SHIFT | ns;
-            let first = octave.count() == 0;
+            let epoch = u64::from(FIRST_EPOCH) << EPOCH_SHIFT;
             octave.slots[slot % SLOTS] += 1;
             octave.sum_ns += ns;
-            octave.highest[current] = octave.highest[current].max(extreme);
-            let lowest = if first { extreme } else { octave.lowest[current].min(extreme) };
-            octave.lowest[current] = lowest;
+            octave.highest[current] = octave.highest[current].max(epoch | ns);
+            octave.lowest[current] = octave.lowest[current].max(epoch | (EXTREME_MAX - ns));
             let above = |unit_ns: u64, log2: u32| {
                 ns.checked_ilog2().is_some_and(|n| n >= log2 && ns >= unit_ns << (n - log2))
             };
@@ -295,13 +294,14 @@ mod tests {
 
     #[test]
     fn extremes_belong_to_their_interval() {
-        let epoch = 65_535_u16;
+        let epoch = 65_535_u32;
+        let (long_ago, now) = (7 << EPOCH_SHIFT, u64::from(epoch) << EPOCH_SHIFT);
         let mut octave = Octave::default();
         octave.slots[0] = 1;
         octave.slots[31] = 1;
         // Octave 6 is [1024, 2048). The other epoch's extremes are of long ago.
-        octave.highest = [7 << EPOCH_SHIFT | 2_047, u64::from(epoch) << EPOCH_SHIFT | 2_020];
-        octave.lowest = [7 << EPOCH_SHIFT | 1_024, u64::from(epoch) << EPOCH_SHIFT | 1_031];
+        octave.highest = [long_ago | 2_047, now | 2_020];
+        octave.lowest = [long_ago | (EXTREME_MAX - 1_024), now | (EXTREME_MAX - 1_031)];
         let mut hist = Hist::default();
         hist.add(6, &octave, epoch);
         assert_eq!((hist.min_ns(), hist.max_ns()), (Some(1_031), Some(2_020)));
@@ -319,11 +319,10 @@ mod tests {
     }
 
     #[test]
-    fn epochs_alternate_and_are_never_what_empty_elements_hold() {
+    fn epochs_alternate_and_end() {
         assert_eq!(next_epoch(FIRST_EPOCH), 2);
-        let after_last = next_epoch(u16::MAX);
-        assert_ne!(after_last, 0);
-        assert_eq!(after_last & 1, 0, "the last one is odd");
+        assert_eq!(next_epoch((1 << 20) - 2), (1 << 20) - 1);
+        assert_eq!(next_epoch((1 << 20) - 1), (1 << 20) - 1);
     }
 
     #[test]

@@ -17,6 +17,7 @@ use std::path::Path;
 use std::process::{ExitCode, id};
 
 use anyhow::{Context as _, Result};
+use common::session::complain;
 
 use floor::Floor;
 use measure::Peers;
@@ -38,7 +39,7 @@ fn main() -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(err) => {
-            eprintln!("bench: {err:#}");
+            complain("bench", &format!("{err:#}"));
             ExitCode::FAILURE
         }
     }

@@ -84,7 +84,7 @@ impl Earlier {
 /// `vm_name` is asked for the name of a VM's process.
 pub fn rows(
     by: By,
-    epoch: u16,
+    epoch: u32,
     elements: &[Element],
     waiting: &[Waiting],
     earlier: &mut Earlier,

@@ -73,7 +73,7 @@ pub struct Tracer<'obj> {
     _others: [Link; 2],
     by: By,
     cpus: u32,
-    epoch: u16,
+    epoch: u32,
     interval_start: Instant,
     earlier_losses: Losses,
     /// Elements of `keyed` that have been deleted.
@@ -83,7 +83,7 @@ pub struct Tracer<'obj> {
 /// What an interval's end finds in the kernel.
 pub struct Reading {
     /// The interval's number, which its extremes carry.
-    pub epoch: u16,
+    pub epoch: u32,
     /// When and how long it was.
     pub interval: Interval,
     /// Counters since the start.
