@@ -84,8 +84,8 @@ static __always_inline struct rq *task_rq(struct task_struct *task)
  *
  * When the load balancer moves a waiting task, sched_info_dequeue() adds the wait so far to
  * run_delay and a new one begins: such parts belong to the wait in progress. But pcount counts the
- * times a task got a CPU. If it has grown, there were switches without sched_switch (seen on one
- * kernel: all away from CPU 1's idle task), and the growth is theirs.
+ * times a task got a CPU. If it has grown, there were switches without sched_switch (on one kernel
+ * all those away from some tasks), and the growth is theirs.
  */
 static __always_inline __u64 runq_growth(struct runq_books *b, __u64 pcount, __u64 run_delay,
 					 struct runq_wait *wait)
@@ -102,7 +102,7 @@ static __always_inline __u64 runq_growth(struct runq_books *b, __u64 pcount, __u
 /*
  * Opens the books of a task: of those that exist when tracing begins by an iterator, of new ones in
  * task_newtask. In sched_switch memory is allocated under the run queue's lock: before Linux 6.4
- * (6ae9d5e99e1d, "bpf: Use bpf_mem_cache_alloc/free in bpf_local_storage_elem") that could wake
+ * (08a7ce384e33, "bpf: Use bpf_mem_cache_alloc/free in bpf_local_storage_elem") that could wake
  * kswapd, which takes that lock. So there it is only for tasks that neither of the two was shown.
  */
 static __always_inline struct runq_books *runq_open_books(struct task_struct *task, bool in_vcpu)
