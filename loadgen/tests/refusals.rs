@@ -63,7 +63,10 @@ fn dev_kvm_that_may_not_be_opened() {
     // The build directory may be out of nobody's reach.
     let dir = TempDir::new("nobody");
     let copy = dir.file("loadgen");
-    fs::copy(loadgen().get_program(), &copy).expect("a copy");
+    // Not written by this process: what it forks meanwhile would hold the file open, and it could not be run.
+    let mut install = Command::new("install");
+    let status = install.args(["-m", "755"]).arg(loadgen().get_program()).arg(&copy).status();
+    assert!(status.expect("install").success());
     fs::set_permissions(&dir.0, fs::Permissions::from_mode(0o755)).expect("permissions");
     let mut nobody = Command::new(&copy);
     nobody.args(["run", "--vms", "1", "--duration", "1"]).uid(65534).gid(65534);

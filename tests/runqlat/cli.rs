@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::io::Read as _;
-use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
@@ -175,8 +174,9 @@ fn a_cgroup_of_version_1_is_refused_with_the_way_out() {
 fn not_root_is_told_the_remedy() {
     let dir = TempDir::new("not-root");
     let copy = dir.join("runqlat");
-    fs::copy(RUNQLAT, &copy).unwrap();
-    fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).unwrap();
+    // Not written by this process: what it forks meanwhile would hold the file open, and it could not be run.
+    let install = Command::new("install").args(["-m", "755", RUNQLAT]).arg(&copy).status().unwrap();
+    assert!(install.success());
     let output = Command::new(&copy).arg("1").arg("1").uid(65_534).gid(65_534).output().unwrap();
     assert_refused(
         &output,
