@@ -98,6 +98,12 @@ static __always_inline void read_comm(__u8 *comm, struct task_struct *task)
 	bpf_probe_read_kernel_str(comm, TASK_COMM_LEN, &named->comm);
 }
 
+/* Which threads are vCPUs' is asked only of those who want to know: it costs a pointer's read. */
+static __always_inline bool wants_vcpus(void)
+{
+	return only_vcpus || by == BY_VM;
+}
+
 /* What does not change for a task, but for exec by a thread that does not lead its group. */
 static __always_inline bool wanted_for_ever(struct task_struct *task)
 {
@@ -108,7 +114,7 @@ static __always_inline bool wanted_for_ever(struct task_struct *task)
 
 static __always_inline bool wanted_now(struct task_struct *task, __u32 cpu, bool vcpu, bool all)
 {
-	if ((only_vcpus || by == BY_VM) && !vcpu)
+	if (wants_vcpus() && !vcpu)
 		return false;
 	if (only_some_cpus && !(only_cpus[(cpu & (MAX_CPUS - 1)) / 64] & 1ULL << cpu % 64))
 		return false;
@@ -197,7 +203,7 @@ static __noinline int count_missed(struct task_struct *task, __u64 id, __u32 ele
 
 static __always_inline int switched_in(struct task_struct *next, bool all)
 {
-	bool in_vcpu = (only_vcpus || by == BY_VM) && task_in_vcpu(next);
+	bool in_vcpu = wants_vcpus() && task_in_vcpu(next);
 	__u32 cpu = bpf_get_smp_processor_id();
 	struct rq *rq = task_rq(next);
 	struct runq_wait wait = {};
@@ -254,7 +260,7 @@ static __always_inline int visit(struct seq_file *seq, struct task_struct *task,
 	if (!wanted_for_ever(task))
 		return 0;
 
-	in_vcpu = (only_vcpus || by == BY_VM) && task_in_vcpu(task);
+	in_vcpu = wants_vcpus() && task_in_vcpu(task);
 	runq_look(task, in_vcpu, &wait);
 	waiting.cpu = BPF_CORE_READ(rq, cpu);
 	if (!wanted_now(task, waiting.cpu, wait.vcpu, all))

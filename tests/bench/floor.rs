@@ -6,19 +6,7 @@ use anyhow::{Context as _, Result};
 use libbpf_rs::skel::{OpenSkel as _, SkelBuilder as _};
 use libbpf_rs::{Link, OpenObject};
 
-#[allow(
-    dead_code,
-    missing_docs,
-    unused_qualifications,
-    clippy::all,
-    clippy::undocumented_unsafe_blocks,
-    clippy::unwrap_used,
-    clippy::semicolon_if_nothing_returned,
-    clippy::uninlined_format_args
-)]
-mod skel {
-    include!(concat!(env!("OUT_DIR"), "/floor.skel.rs"));
-}
+common::skeleton!("floor");
 use skel::{FloorSkel, FloorSkelBuilder};
 
 /// The loaded program.

@@ -19,18 +19,7 @@ use plain::Plain;
 use crate::report::{By, Losses};
 use crate::rows::{Counts, Earlier, Element, Waiting};
 
-#[allow(
-    missing_docs,
-    unused_qualifications,
-    clippy::all,
-    clippy::undocumented_unsafe_blocks,
-    clippy::unwrap_used,
-    clippy::semicolon_if_nothing_returned,
-    clippy::uninlined_format_args
-)]
-mod skel {
-    include!(concat!(env!("OUT_DIR"), "/runqlat.skel.rs"));
-}
+common::skeleton!("runqlat");
 use skel::{OpenRunqlatSkel, RunqlatSkel, RunqlatSkelBuilder, types};
 
 // SAFETY: repr(C), integers only, generated from bpf/runqlat.h; any bytes are valid.
