@@ -102,30 +102,63 @@ fn name_from_cgroup(cgroups: &str) -> Option<String> {
     parts.next().filter(|_| numbered).map(str::to_owned)
 }
 
-/// Names of VMs by PID. A VM that is gone keeps the name it had, until nobody has asked for it for an interval: its
-/// PID may be another's then.
+/// When a process was started, in clock ticks since boot; `None` if it is gone. The kernel rounds
+/// `task->start_boottime` down (fs/proc/array.c: `do_task_stat`).
+fn start_ticks(pid: i32) -> Option<u64> {
+    let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
+    let stat = String::from_utf8_lossy(&stat);
+    // The name is in parentheses and may itself have some, and spaces. After it: field 3; the start is field 22.
+    stat.rsplit_once(')')?.1.split_whitespace().nth(22 - 3)?.parse().ok()
+}
+
+/// The length of a clock tick of /proc (`USER_HZ`).
+fn tick_ns() -> u64 {
+    // SAFETY: sysconf only returns a number.
+    let hz = unsafe { libc::sysconf(libc::_SC_CLK_TCK) };
+    1_000_000_000 / u64::try_from(hz).ok().filter(|hz| *hz > 0).unwrap_or(100)
+}
+
+/// True if `pid` is now the process that was started then, give or take a tick, or if its start is not known.
+fn is_still(pid: i32, start_boottime_ns: u64) -> bool {
+    let started = |ticks: u64| ticks.abs_diff(start_boottime_ns / tick_ns()) <= 1;
+    start_boottime_ns == 0 || start_ticks(pid).is_some_and(started)
+}
+
+/// Names of VMs by PID and start time. A VM that is gone keeps the name it had, until nobody has asked for it for an
+/// interval: if its start is not known, its PID may be another's then.
 #[derive(Default)]
 pub struct Names {
-    names: HashMap<i32, String>,
-    asked: HashSet<i32>,
+    names: HashMap<(i32, u64), String>,
+    asked: HashSet<(i32, u64)>,
 }
 
 impl Names {
-    /// The name of the VM of process `pid`, or `comm` if the process is gone already.
-    pub fn name(&mut self, pid: i32, comm: &str) -> &str {
-        self.asked.insert(pid);
-        self.names.entry(pid).or_insert_with(|| name_of(pid).unwrap_or_else(|| comm.to_owned()))
+    /// The name of the VM of process `pid`, or `comm` if the process is gone already. It was started at
+    /// `start_boottime_ns`, the kernel's `task->group_leader->start_boottime`: another that has its PID now does not
+    /// give its name. 0 if the start is not known.
+    pub fn name(&mut self, pid: i32, start_boottime_ns: u64, comm: &str) -> &str {
+        let key = (pid, start_boottime_ns);
+        self.asked.insert(key);
+        self.names.entry(key).or_insert_with(|| {
+            // In this order: who has the PID after its files were read had it all the time.
+            let name = name_of(pid).filter(|_| is_still(pid, start_boottime_ns));
+            name.unwrap_or_else(|| comm.to_owned())
+        })
     }
 
     /// Forgets who has not been asked for since the last interval's end.
     pub fn end_interval(&mut self) {
         let asked = mem::take(&mut self.asked);
-        self.names.retain(|pid, _| asked.contains(pid));
+        self.names.retain(|key, _| asked.contains(key));
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::process::CommandExt;
+    use std::process::{Child, Command, Stdio};
+    use std::thread;
+
     use super::*;
 
     #[test]
@@ -158,13 +191,75 @@ mod tests {
     #[test]
     fn a_process_that_is_gone_keeps_its_comm() {
         let mut names = Names::default();
-        assert_eq!(names.name(i32::MAX, "loadgen-0001"), "loadgen-0001");
-        assert_eq!(names.name(i32::MAX, "other"), "loadgen-0001");
+        assert_eq!(names.name(i32::MAX, 0, "loadgen-0001"), "loadgen-0001");
+        assert_eq!(names.name(i32::MAX, 0, "other"), "loadgen-0001");
         names.end_interval();
-        assert_eq!(names.name(i32::MAX, "other"), "loadgen-0001");
+        assert_eq!(names.name(i32::MAX, 0, "other"), "loadgen-0001");
         names.end_interval();
         names.end_interval();
-        assert_eq!(names.name(i32::MAX, "other"), "other");
+        assert_eq!(names.name(i32::MAX, 0, "other"), "other");
+    }
+
+    /// A process whose command line is that of a Firecracker, until it is dropped.
+    struct Firecracker(Child);
+
+    impl Firecracker {
+        fn start(id: &str) -> Self {
+            let mut command = Command::new("/bin/sh");
+            command.arg0("firecracker").args(["-c", "read _", "sh", "--id", id]);
+            let vm = Self(command.stdin(Stdio::piped()).spawn().unwrap());
+            // execve lets the parent go on before the new command line can be read (fs/exec.c: `begin_new_exec`).
+            while fs::read(format!("/proc/{}/cmdline", vm.pid())).unwrap().is_empty() {
+                thread::yield_now();
+            }
+            vm
+        }
+
+        fn pid(&self) -> i32 {
+            self.0.id() as i32
+        }
+    }
+
+    impl Drop for Firecracker {
+        fn drop(&mut self) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+
+    fn boottime_ns() -> u64 {
+        let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        // SAFETY: `now` is there to be written to.
+        assert_eq!(unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &raw mut now) }, 0);
+        now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+    }
+
+    #[test]
+    fn starts_are_ticks_of_the_boot_clock() {
+        let before = boottime_ns();
+        let vm = Firecracker::start("vm-7");
+        let after = boottime_ns();
+        let ticks = start_ticks(vm.pid()).unwrap();
+        assert!((before / tick_ns()..=after / tick_ns()).contains(&ticks));
+        assert_eq!(start_ticks(i32::MAX), None);
+    }
+
+    #[test]
+    fn another_process_of_the_same_pid_does_not_give_its_name() {
+        let vm = Firecracker::start("vm-7");
+        let (pid, start) = (vm.pid(), start_ticks(vm.pid()).unwrap() * tick_ns());
+        let mut names = Names::default();
+        assert_eq!(names.name(pid, start - 1_000_000_000, "earlier"), "earlier");
+        assert_eq!(names.name(pid, start + 1_000_000_000, "later"), "later");
+        assert_eq!(names.name(pid, start, "right"), "vm-7");
+        assert_eq!(names.name(pid, start + tick_ns() - 1, "right"), "vm-7");
+        assert_eq!(names.name(pid, 0, "unknown"), "vm-7");
+        drop(vm);
+        assert_eq!(names.name(pid, start, "gone"), "vm-7");
+        assert_eq!(names.name(pid, start + 1, "gone"), "gone");
+        names.end_interval();
+        names.end_interval();
+        assert_eq!(names.name(pid, start, "gone"), "gone");
     }
 
     #[test]

@@ -146,7 +146,7 @@ fn run(args: Args) -> Result<ExitCode> {
             &reading.elements,
             &reading.waiting,
             &mut earlier,
-            |pid, comm| names.name(pid, comm).to_owned(),
+            |pid, comm| names.name(pid, 0, comm).to_owned(),
         );
         if let Some(hdr) = &mut hdr {
             for row in &rows {
