@@ -2,6 +2,7 @@
 
 pub mod args;
 pub mod cgroup;
+pub mod exits;
 pub mod groups;
 pub mod hist;
 pub mod host;
