@@ -2,6 +2,8 @@
 //! (`kvm_userspace_exit`). Names are those that the kernel's trace events print, letter by letter; where they print a
 //! number, the name is that of the kernel's headers.
 
+mod hypercall;
+mod msr;
 mod svm;
 mod userspace;
 mod vmx;
@@ -10,6 +12,9 @@ mod vmx;
 mod tests;
 
 use std::borrow::Cow;
+
+pub use hypercall::hypercall_name;
+pub use msr::msr_name;
 
 /// `isa` of `kvm_exit` for VMX (arch/x86/kvm/trace.h: `KVM_ISA_VMX`). The event treats every other value as SVM.
 const ISA_VMX: u32 = 1;

@@ -113,3 +113,12 @@ fn reasons_are_of_two_kinds() {
     assert_eq!(Reason::hardware(2, 0).kind(), "hardware");
     assert_eq!(Reason::userspace(0, 0).kind(), "userspace");
 }
+
+#[test]
+fn hypercalls_have_names() {
+    assert_eq!(hypercall_name(0), None);
+    assert_eq!(hypercall_name(5), Some("KICK_CPU"));
+    assert_eq!(hypercall_name(12), Some("MAP_GPA_RANGE"));
+    assert_eq!(hypercall_name(13), None);
+    assert_eq!(hypercall_name(u64::MAX), None);
+}
