@@ -9,6 +9,7 @@
 
 #include "vmlinux.h"
 #include <bpf/bpf_helpers.h>
+#include "rq.bpf.h"
 #include "vcpu.bpf.h"
 
 enum runq_flags {
@@ -70,13 +71,6 @@ static __always_inline struct runq_books runq_first_books(struct task_struct *ta
 	if (in_vcpu)
 		first.flags |= RUNQ_VCPU;
 	return first;
-}
-
-/* The rq's clock at the moment; sched_switch fires after update_rq_clock(). */
-static __always_inline struct rq *task_rq(struct task_struct *task)
-{
-	/* Set for tasks of every class by set_task_rq(); the per-CPU symbol is not always known. */
-	return task->se.cfs_rq->rq;
 }
 
 /*

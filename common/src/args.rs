@@ -197,6 +197,15 @@ pub fn parse_seconds(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// A positive number of microseconds, fractions allowed.
+pub fn parse_micros(text: &str) -> Result<Duration, String> {
+    let micros: f64 = text.parse().map_err(|_| "not a number of microseconds".to_owned())?;
+    match Duration::try_from_secs_f64(micros / 1e6) {
+        Ok(duration) if !duration.is_zero() => Ok(duration),
+        _ => Err("not a length of time in microseconds".to_owned()),
+    }
+}
+
 /// CPU numbers as in `0-3,8`, the kernel's own list format.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CpuList(pub Vec<usize>);
@@ -249,6 +258,15 @@ mod tests {
         assert_eq!(parse_seconds("0.25"), Ok(Duration::from_millis(250)));
         for bad in ["abc", "", "1s", "-1", "0", "nan", "inf", "1e19", "1e300"] {
             assert!(parse_seconds(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn microseconds_are_positive_numbers() {
+        assert_eq!(parse_micros("1500"), Ok(Duration::from_micros(1_500)));
+        assert_eq!(parse_micros("0.5"), Ok(Duration::from_nanos(500)));
+        for bad in ["abc", "", "1us", "-1", "0", "nan", "inf", "1e300"] {
+            assert!(parse_micros(bad).is_err(), "{bad}");
         }
     }
 

@@ -179,29 +179,31 @@ impl Hist {
         picture[upper] += above;
     }
 
-    /// A histogram of these values, as the kernel side would have made it.
+    /// A histogram of these values.
     pub fn of(values_ns: impl IntoIterator<Item = u64>) -> Self {
-        let mut octaves: BTreeMap<usize, Octave> = BTreeMap::new();
-        let current = (FIRST_EPOCH % 2) as usize;
-        for ns in values_ns {
-            let slot = slot_of(ns);
-            let octave = octaves.entry(slot / SLOTS).or_default();
-            let epoch = u64::from(FIRST_EPOCH) << EPOCH_SHIFT;
-            octave.slots[slot % SLOTS] += 1;
-            octave.sum_ns += ns;
-            octave.highest[current] = octave.highest[current].max(epoch | ns);
-            octave.lowest[current] = octave.lowest[current].max(epoch | (EXTREME_MAX - ns));
-            let above = |unit_ns: u64, log2: u32| {
-                ns.checked_ilog2().is_some_and(|n| n >= log2 && ns >= unit_ns << (n - log2))
-            };
-            octave.above_us += u64::from(above(1_000, 9));
-            octave.above_ms += u64::from(above(1_000_000, 19));
-        }
         let mut hist = Self::default();
-        for (index, octave) in octaves {
-            hist.add(index, &octave, FIRST_EPOCH);
-        }
+        values_ns.into_iter().for_each(|ns| hist.record(ns));
         hist
+    }
+
+    /// Adds one value, as the kernel side would have.
+    pub fn record(&mut self, ns: u64) {
+        let slot = slot_of(ns);
+        let above = |unit_ns: u64, log2: u32| {
+            let is = ns.checked_ilog2().is_some_and(|n| n >= log2 && ns >= unit_ns << (n - log2));
+            u64::from(is)
+        };
+        let epoch = u64::from(FIRST_EPOCH) << EPOCH_SHIFT;
+        let mut octave = Octave {
+            sum_ns: ns,
+            above_us: above(1_000, 9),
+            above_ms: above(1_000_000, 19),
+            highest: [epoch | ns.min(EXTREME_MAX); 2],
+            lowest: [epoch | (EXTREME_MAX - ns.min(EXTREME_MAX)); 2],
+            ..Octave::default()
+        };
+        octave.slots[slot % SLOTS] = 1;
+        self.add(slot / SLOTS, &octave, FIRST_EPOCH);
     }
 
     /// How many values there are.

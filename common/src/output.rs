@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io::{self, Write};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -14,6 +15,7 @@ use serde_json::{Map, Value};
 
 use crate::args::{CsvKind, OutputArgs};
 use crate::hist::{Hist, Unit};
+use crate::session::usage;
 
 /// The width that all text fits.
 const COLUMNS: usize = 80;
@@ -159,6 +161,31 @@ pub fn short_duration(ns: u64) -> String {
     format!("{value:.decimals$}{unit}")
 }
 
+/// A number in at most `width` characters, of which there must be five or more: `97531`, `98k`, `1.2M`.
+pub fn short_count(count: f64, width: usize) -> String {
+    // Below 9.95 a decimal is shown, as in durations.
+    let decimals = usize::from(count < 9.95 && count.fract() != 0.0);
+    let plain = format!("{count:.decimals$}");
+    if plain.len() <= width {
+        return plain;
+    }
+    let mut scaled = count;
+    for unit in ["k", "M", "G", "T", "P"] {
+        scaled /= 1e3;
+        let decimals = usize::from(scaled < 9.95);
+        let text = format!("{scaled:.decimals$}{unit}");
+        if scaled < 999.5 && text.len() <= width {
+            return text;
+        }
+    }
+    format!("{count:.0e}")
+}
+
+/// Text without control characters: names of others must not steer the terminal of whoever looks.
+pub fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
+}
+
 /// An HdrHistogram interval log (<https://hdrhistogram.org>), in nanoseconds, one histogram per interval and row.
 pub struct HdrLog<'a> {
     log: IntervalLogWriter<'a, 'a, File, HdrSerializer>,
@@ -169,6 +196,15 @@ pub struct HdrLog<'a> {
 const HDR_DIGITS: u8 = 3;
 
 impl<'a> HdrLog<'a> {
+    /// Opens the log's file, or creates it. A usage error if that cannot be; emptied only by [`HdrLog::begin`], when
+    /// there is something to write.
+    pub fn open(path: &Path) -> Result<File> {
+        let mut options = File::options();
+        options.write(true).create(true).truncate(false);
+        let opened = options.open(path);
+        opened.map_err(|err| usage(format!("cannot write `{}`: {err}", path.display())))
+    }
+
     /// Begins the log with its header; what the file held before is gone.
     pub fn begin(
         out: &'a mut File,
@@ -259,6 +295,23 @@ mod tests {
             (120_000_000_000, "120s"),
         ] {
             assert_eq!(short_duration(ns), text, "{ns}");
+        }
+    }
+
+    #[test]
+    fn counts_are_short() {
+        for (count, width, text) in [
+            (0.0, 5, "0"),
+            (0.5, 5, "0.5"),
+            (3.0, 5, "3"),
+            (12_345.0, 5, "12345"),
+            (123_456.0, 5, "123k"),
+            (123_456.0, 7, "123456"),
+            (12_345_678.0, 7, "12M"),
+            (999_600.0, 5, "1.0M"),
+            (7e12, 5, "7.0T"),
+        ] {
+            assert_eq!(short_count(count, width), text, "{count} in {width}");
         }
     }
 

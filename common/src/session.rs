@@ -143,9 +143,36 @@ impl Ticker {
 
     /// Waits for the next tick. False if it is the last one: the count or the duration is over, or a signal came.
     pub fn wait(&mut self, stop: &Stop) -> bool {
-        let tick = self.interval.map(|interval| self.next_tick(interval, Instant::now()));
-        let deadline = [tick, self.end].into_iter().flatten().min();
+        let deadline = self.deadline();
         let stopped = stop.wait_until(deadline);
+        self.tick(stopped)
+    }
+
+    /// The same, but calls `work` every so often meanwhile, and once more at the end.
+    pub fn wait_working(
+        &mut self,
+        stop: &Stop,
+        period: Duration,
+        mut work: impl FnMut() -> Result<()>,
+    ) -> Result<bool> {
+        let deadline = self.deadline();
+        loop {
+            let pause = Instant::now() + period;
+            let until = deadline.map_or(pause, |deadline| deadline.min(pause));
+            let stopped = stop.wait_until(Some(until));
+            work()?;
+            if stopped || deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                return Ok(self.tick(stopped));
+            }
+        }
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        let tick = self.interval.map(|interval| self.next_tick(interval, Instant::now()));
+        [tick, self.end].into_iter().flatten().min()
+    }
+
+    fn tick(&mut self, stopped: bool) -> bool {
         self.left = self.left.map(|left| left.saturating_sub(1));
         let over = self.end.is_some_and(|end| Instant::now() >= end);
         !stopped && !over && self.left != Some(0)

@@ -15,7 +15,7 @@ use common::args::{CpuList, OutputArgs, TaskFilterArgs};
 use common::hist::Unit;
 use common::host;
 use common::output::{Format, HdrLog, HdrSerializer};
-use common::session::{self, EXIT_LOST, Stop, Ticker, usage};
+use common::session::{self, EXIT_LOST, Stop, Ticker};
 use common::vms::Names;
 use jiff::Timestamp;
 
@@ -93,16 +93,7 @@ impl Args {
     }
 
     fn hdr_file(&self) -> Result<Option<File>> {
-        // Emptied only when there is something to write.
-        let create = |path: &std::path::PathBuf| {
-            File::options()
-                .write(true)
-                .create(true)
-                .truncate(false)
-                .open(path)
-                .map_err(|err| usage(format!("cannot write `{}`: {err}", path.display())))
-        };
-        self.output.hdr.as_ref().map(create).transpose()
+        self.output.hdr.as_deref().map(HdrLog::open).transpose()
     }
 }
 

@@ -198,9 +198,7 @@ impl Row {
 
     fn write_text(&self, out: &mut dyn Write, unit: Unit) -> Result<()> {
         if let Some(title) = self.key.title() {
-            // Tasks choose their names: no control sequences for the terminal of whoever looks.
-            let printable = |c: char| if c.is_control() { '?' } else { c };
-            writeln!(out, "{}", title.chars().map(printable).collect::<String>())?;
+            writeln!(out, "{}", output::printable(&title))?;
         }
         if self.hist.count() > 0 {
             output::write_picture(out, unit, self.hist.picture(unit))?;
