@@ -16,22 +16,38 @@ struct cgroup___pre_61 {
 	u64 ancestor_ids[];
 } __attribute__((preserve_access_index));
 
-static __always_inline u64 cgroup_ancestor_id(struct cgroup *cgrp, u32 level)
+static __always_inline u64 cgroup_above_id(struct cgroup *cgrp, u32 level)
 {
 	struct cgroup___pre_61 *old = (void *)cgrp;
 	struct cgroup *ancestor = NULL;
 	u64 id = 0;
 
-	if (cgrp->level < (int)level)
-		return 0;
-	if (cgrp->level == (int)level)
-		return cgrp->kn->id;
 	if (bpf_core_field_exists(cgrp->ancestors)) {
 		bpf_core_read(&ancestor, sizeof(ancestor), &cgrp->ancestors[level]);
 		return BPF_CORE_READ(ancestor, kn, id);
 	}
 	bpf_core_read(&id, sizeof(id), &old->ancestor_ids[level]);
 	return id;
+}
+
+static __always_inline u64 cgroup_ancestor_id(struct cgroup *cgrp, u32 level)
+{
+	if (cgrp->level < (int)level)
+		return 0;
+	if (cgrp->level == (int)level)
+		return cgrp->kn->id;
+	return cgroup_above_id(cgrp, level);
+}
+
+/* The same of a task that raw tracepoints know: the verifier has no type for what they read. */
+static __always_inline u64 task_ancestor_cgroup_id(struct task_struct *task, u32 level)
+{
+	struct cgroup *cgrp = BPF_CORE_READ(task, cgroups, dfl_cgrp);
+	int own = BPF_CORE_READ(cgrp, level);
+
+	if (own < (int)level)
+		return 0;
+	return own == (int)level ? BPF_CORE_READ(cgrp, kn, id) : cgroup_above_id(cgrp, level);
 }
 
 /*
@@ -49,6 +65,35 @@ static __always_inline bool task_runnable(struct task_struct *task)
 	if (bpf_core_field_exists(task->__state))
 		return !task->__state;
 	return !BPF_CORE_READ(old, state);
+}
+
+/*
+ * Why the guest was left, as kvm_exit's own record says (get_exit_info() of either vendor). Linux
+ * 5.16 (0a62a0319abb, "KVM: x86: Get exit_reason as part of kvm_x86_ops.get_exit_info") took it
+ * from the tracepoint's arguments. If neither vendor's type is known, the program is refused, and
+ * that record has to serve.
+ *
+ * Linux 6.16 (a0ee1d5faff1, "KVM: VMX: Move common fields of struct vcpu_{vmx,tdx} to a struct")
+ * moved Intel's.
+ */
+struct vcpu_vmx___pre_616 {
+	union vmx_exit_reason exit_reason;
+} __attribute__((preserve_access_index));
+
+static __always_inline u32 vcpu_exit_reason(struct kvm_vcpu *vcpu, u32 isa)
+{
+	struct vcpu_vmx___pre_616 *old = (void *)vcpu;
+	struct vcpu_vmx *vmx = (void *)vcpu;
+	struct vcpu_svm *svm = (void *)vcpu;
+
+	/* KVM_ISA_SVM. A kernel with KVM built in knows both. */
+	if (isa == 2 && bpf_core_type_exists(struct vcpu_svm))
+		return BPF_CORE_READ(svm, vmcb, control.exit_code);
+	if (bpf_core_field_exists(vmx->vt))
+		return BPF_CORE_READ(vmx, vt.exit_reason.full);
+	if (bpf_core_type_exists(struct vcpu_svm) && !bpf_core_type_exists(struct vcpu_vmx))
+		return 0;
+	return BPF_CORE_READ(old, exit_reason.full);
 }
 
 #endif /* __COMPAT_BPF_H */

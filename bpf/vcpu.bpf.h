@@ -18,4 +18,21 @@ static __always_inline bool task_in_vcpu(struct task_struct *task)
 	return task->preempt_notifiers.first;
 }
 
+/*
+ * The vCPU in whose ioctl @task is; NULL if it is in none, or the kernel has no BTF of KVM's types
+ * (Linux 5.10 has none of modules).
+ */
+static __always_inline struct kvm_vcpu *task_vcpu(struct task_struct *task)
+{
+	struct hlist_node *first;
+
+	if (!bpf_core_field_exists(task->preempt_notifiers) ||
+	    !bpf_core_type_exists(struct kvm_vcpu))
+		return NULL;
+	first = BPF_CORE_READ(task, preempt_notifiers.first);
+	if (!first)
+		return NULL;
+	return (void *)first - bpf_core_field_offset(struct kvm_vcpu, preempt_notifier.link);
+}
+
 #endif /* __VCPU_BPF_H */

@@ -19,6 +19,7 @@ typedef __u32 __be32;
 typedef __u32 __wsum;
 
 typedef __u8 u8;
+typedef __u16 u16;
 typedef __u32 u32;
 typedef __u64 u64;
 typedef __s64 s64;
@@ -34,6 +35,8 @@ enum {
 enum bpf_map_type {
 	BPF_MAP_TYPE_HASH = 1,
 	BPF_MAP_TYPE_ARRAY = 2,
+	BPF_MAP_TYPE_STACK_TRACE = 7,
+	BPF_MAP_TYPE_RINGBUF = 27,
 	BPF_MAP_TYPE_TASK_STORAGE = 29,
 };
 
@@ -41,6 +44,12 @@ enum {
 	BPF_F_NO_PREALLOC = 1U << 0,
 	BPF_NOEXIST = 1,
 	BPF_LOCAL_STORAGE_GET_F_CREATE = 1U << 0,
+	BPF_F_USER_STACK = 1U << 8,
+};
+
+/* The context of raw tracepoints: their arguments as registers. */
+struct bpf_raw_tracepoint_args {
+	u64 args[0];
 };
 
 /* Contexts of iterators: their layout is fixed, so that nothing has to be moved. */
@@ -56,6 +65,59 @@ struct bpf_iter_meta {
 struct bpf_iter__task {
 	struct bpf_iter_meta *meta;
 	struct task_struct *task;
+};
+
+/* The record of kvm_exit, as far as it is read. */
+struct kvm_exit_record {
+	u64 common;
+	u32 exit_reason;
+	u32 pad;
+	u64 guest_rip;
+	u32 isa;
+	u32 pad2;
+	u64 info1;
+	u64 info2;
+	u32 intr_info;
+	u32 error_code;
+	u32 vcpu_id;
+};
+
+/* include/uapi/linux/kvm.h: what KVM and the VMM share of a vCPU has a fixed layout, too. */
+struct kvm_run {
+	u8 request_interrupt_window;
+	u8 immediate_exit;
+	u8 padding1[6];
+	u32 exit_reason;
+	u8 ready_for_interrupt_injection;
+	u8 if_flag;
+	u16 flags;
+	u64 cr8;
+	u64 apic_base;
+	union {
+		struct {
+			u8 direction;
+			u8 size;
+			u16 port;
+			u32 count;
+			u64 data_offset;
+		} io;
+		struct {
+			u64 phys_addr;
+			u8 data[8];
+			u32 len;
+			u8 is_write;
+		} mmio;
+		struct {
+			u8 error;
+			u8 pad[7];
+			u32 reason;
+			u32 index;
+			u64 data;
+		} msr;
+		struct {
+			u64 nr;
+		} hypercall;
+	};
 };
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
@@ -128,11 +190,48 @@ struct task_struct {
 	struct sched_info sched_info;
 	pid_t pid;
 	pid_t tgid;
+	u64 start_boottime;
 	struct task_struct *group_leader;
 	struct pid *thread_pid;
 	unsigned long nvcsw;
 	char comm[16];
 	struct css_set *cgroups;
+};
+
+struct preempt_notifier {
+	struct hlist_node link;
+};
+
+struct kvm_vcpu {
+	struct preempt_notifier preempt_notifier;
+	int vcpu_id;
+	struct kvm_run *run;
+};
+
+struct vmcb_control_area {
+	u32 exit_code; /* 64 bits wide since Linux 6.19, with nothing more in them */
+};
+
+struct vmcb {
+	struct vmcb_control_area control;
+};
+
+struct vcpu_svm {
+	struct kvm_vcpu vcpu;
+	struct vmcb *vmcb;
+};
+
+union vmx_exit_reason {
+	u32 full;
+};
+
+struct vcpu_vt {
+	union vmx_exit_reason exit_reason;
+};
+
+struct vcpu_vmx {
+	struct kvm_vcpu vcpu;
+	struct vcpu_vt vt;
 };
 
 #pragma clang attribute pop

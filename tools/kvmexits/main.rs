@@ -1,0 +1,252 @@
+//! kvmexits: why do guests leave guest mode, how often, and where does the time go?
+
+mod detail;
+mod report;
+mod rows;
+mod slow;
+mod stacks;
+mod trace;
+
+use std::fs::File;
+use std::io::{BufWriter, Write as _, stdout};
+use std::mem::MaybeUninit;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::{Parser, ValueEnum};
+use common::args::{OutputArgs, TaskFilterArgs, parse_micros};
+use common::exits::Reason;
+use common::hist::Unit;
+use common::output::{Format, HdrLog, HdrSerializer};
+use common::session::{self, EXIT_LOST, Stop, Ticker, usage};
+use common::vms::Names;
+use common::{host, kvm};
+use jiff::Timestamp;
+
+use report::{Context, Report};
+use rows::{By, Row, Rows, VmId};
+use stacks::Stacks;
+use trace::{Tracer, Wanted};
+
+/// Why do guests leave guest mode, how often, and where does the time go?
+///
+/// Shows exits by reason, with how long they took and where that time went: in KVM (krn), in the VMM (usr), asleep
+/// (slp) or waiting for a CPU (rnq). Those that cost the most come first.
+#[derive(Parser, Debug)]
+#[command(name = "kvmexits", version, allow_negative_numbers = true, args_override_self = true)]
+struct Args {
+    #[command(flatten)]
+    output: OutputArgs,
+
+    #[command(flatten)]
+    filter: TaskFilterArgs,
+
+    /// Only this vCPU of each VM, by the kernel's vcpu_id
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=i64::from(i32::MAX)))]
+    vcpu: Option<u32>,
+
+    /// Only this reason, as the kernel or this tool spells it
+    #[arg(long, value_name = "NAME", value_parser = parse_reasons)]
+    reason: Option<Reasons>,
+
+    /// A row for each of these, several with commas between; by reason if nothing is said
+    #[arg(long, value_name = "WHAT", value_delimiter = ',')]
+    by: Vec<Breakdown>,
+
+    /// Tell exits of one reason apart: port, address, MSR, hypercall, how a halt ended
+    #[arg(long)]
+    detail: bool,
+
+    /// A picture of each row's times as well
+    #[arg(long)]
+    histogram: bool,
+
+    /// Pictures in milliseconds instead of microseconds
+    #[arg(short = 'm', long)]
+    milliseconds: bool,
+
+    /// Print each exit that takes longer, as it ends, and no table
+    #[arg(long, value_name = "USECS", value_parser = parse_micros,
+          conflicts_with_all = ["interval", "by", "histogram", "stacks", "hdr"])]
+    slower: Option<Duration>,
+
+    /// The VMM's stacks at exits to userspace, folded: the most expensive ones
+    #[arg(long, value_name = "TOP", num_args = 0..=1, require_equals = true, default_missing_value = "10",
+          conflicts_with_all = ["detail", "csv", "json", "hdr"])]
+    stacks: Option<usize>,
+}
+
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+enum Breakdown {
+    Vm,
+    Vcpu,
+    Reason,
+}
+
+/// All reasons of one name: Intel's, AMD's, the VMM's.
+#[derive(Clone, Debug)]
+struct Reasons(Vec<Reason>);
+
+fn parse_reasons(name: &str) -> Result<Reasons, String> {
+    match Reason::named(name) {
+        none if none.is_empty() => Err("no exit reason has that name".to_owned()),
+        reasons => Ok(Reasons(reasons)),
+    }
+}
+
+impl Args {
+    fn by(&self) -> By {
+        let has = |what| self.by.contains(&what);
+        // Stacks are told apart like details, and each is of one process.
+        let (detail, stacks) = (self.detail, self.stacks.is_some());
+        By {
+            vm: has(Breakdown::Vm) || has(Breakdown::Vcpu) || stacks,
+            vcpu: has(Breakdown::Vcpu),
+            reason: has(Breakdown::Reason) || self.by.is_empty() || detail || stacks,
+            detail: detail || stacks,
+        }
+    }
+
+    fn wanted(&self) -> Result<Wanted> {
+        Ok(Wanted {
+            filter: self.filter.resolve()?,
+            vcpu: self.vcpu,
+            by_vm: self.by().vm,
+            detail: self.detail,
+            stacks: self.stacks.is_some(),
+            slower: self.slower,
+        })
+    }
+
+    fn wants(&self, reason: Option<Reason>) -> bool {
+        let Some(Reasons(wanted)) = &self.reason else {
+            return true;
+        };
+        reason.is_some_and(|reason| wanted.contains(&reason))
+    }
+
+    fn exit_code(&self, lost: u64) -> ExitCode {
+        match self.output.strict && lost > 0 {
+            true => ExitCode::from(EXIT_LOST),
+            false => ExitCode::SUCCESS,
+        }
+    }
+
+    fn hdr_file(&self) -> Result<Option<File>> {
+        self.output.hdr.as_deref().map(HdrLog::open).transpose()
+    }
+}
+
+/// How often slow exits are looked for.
+const SLOW_PERIOD: Duration = Duration::from_millis(50);
+/// How often it is looked whether maps need room, or for new stacks.
+const GATHER_PERIOD: Duration = Duration::from_millis(500);
+
+fn main() -> ExitCode {
+    session::main(run)
+}
+
+fn run(args: Args) -> Result<ExitCode> {
+    if args.reason.is_some() && !args.by().reason {
+        return Err(usage("--reason needs rows by reason: --by vm,reason"));
+    }
+    let wanted = args.wanted()?;
+    host::check_bpf()?;
+    kvm::check()?;
+    let mut hdr_file = args.hdr_file()?;
+    host::show_libbpf_messages(args.output.verbose);
+    let stop = Stop::install()?;
+
+    let (mut typed, mut record) = (MaybeUninit::uninit(), MaybeUninit::uninit());
+    let mut tracer = Tracer::start(&wanted, &mut typed, &mut record)?;
+    let mut ticker = Ticker::new(args.output.interval, args.output.count, args.output.duration);
+    let mut out = BufWriter::new(stdout().lock());
+    let mut names = Names::default();
+    let name = |names: &mut Names, vm: VmId, comm: &str| {
+        names.name(vm.pid, vm.start_boottime_ns, comm).to_owned()
+    };
+
+    if args.slower.is_some() {
+        let format = Format::from(&args.output);
+        slow::begin(&mut out, format)?;
+        out.flush()?;
+        ticker.wait_working(&stop, SLOW_PERIOD, || {
+            for slow in tracer.slow_exits()? {
+                if args.wants(Some(slow.source.reason)) {
+                    let vm = name(&mut names, slow.source.vm, &slow.comm);
+                    slow::write(&mut out, format, &slow, &vm)?;
+                }
+            }
+            Ok(out.flush()?)
+        })?;
+        let losses = tracer.new_losses()?;
+        losses.warning().iter().for_each(|line| session::complain("kvmexits", line));
+        return Ok(args.exit_code(losses.lost + losses.slow));
+    }
+
+    let unit = if args.milliseconds { Unit::Millis } else { Unit::Micros };
+    let report = Report {
+        format: Format::from(&args.output),
+        by: args.by(),
+        pictures: args.histogram.then_some(unit),
+        timestamp: args.output.timestamp,
+    };
+    let mut stacks = args.stacks.map(Stacks::new);
+    let mut hdr_serializer = HdrSerializer::new();
+    let mut hdr = match &mut hdr_file {
+        Some(file) => Some(HdrLog::begin(file, &mut hdr_serializer, Timestamp::now(), "kvmexits")?),
+        None => None,
+    };
+    report.begin(&mut out)?;
+    out.flush()?;
+
+    let module = kvm::vendor();
+    let (mut rows, mut lost) = (Rows::new(args.by()), 0);
+    loop {
+        let more = ticker.wait_working(&stop, GATHER_PERIOD, || {
+            if stacks.is_some() || tracer.needs_room()? {
+                tracer.gather(&mut rows)?;
+            }
+            // While their processes live.
+            stacks
+                .as_mut()
+                .map_or(Ok(()), |stacks| stacks.learn(rows.iter(), |id| tracer.stack(id)))
+        })?;
+        let ended = wanted.filter.ended();
+        let more = more && ended.is_none();
+        let reading = tracer.read(&mut rows, !more)?;
+        let mut rows: Vec<Row> = rows.take(|vm, comm| name(&mut names, vm, comm));
+        let cost_ns = |userspace| {
+            let of_kind = rows.iter().filter(|row| row.key.userspace == userspace);
+            of_kind.map(Row::cost_ns).sum()
+        };
+        let context = Context {
+            interval: reading.interval,
+            losses: reading.losses,
+            costs_ns: [cost_ns(false), cost_ns(true)],
+            untraced: reading.exits_untraced.then_some(module.as_str()),
+        };
+        rows.retain(|row| args.wants(row.key.reason));
+        if let Some(hdr) = &mut hdr {
+            for row in rows.iter().filter(|row| row.hist.count() > 0) {
+                hdr.append(&reading.interval, Some(&row.title()), &row.hist)?;
+            }
+        }
+        match &stacks {
+            Some(stacks) => stacks.write(&mut out, &rows)?,
+            None => report.interval(&mut out, &rows, &context)?,
+        }
+        out.flush()?;
+        names.end_interval();
+        lost += reading.losses.lost;
+        if report.format != Format::Text {
+            reading.losses.warning().iter().for_each(|line| session::complain("kvmexits", line));
+        }
+        ended.iter().for_each(|sentence| session::complain("kvmexits", sentence));
+        if !more {
+            break;
+        }
+    }
+    Ok(args.exit_code(lost))
+}
