@@ -3,7 +3,7 @@
 PREFIX ?= /usr/local
 export DESTDIR PREFIX
 
-.PHONY: all demo test bench install
+.PHONY: all demo test test-kernels vm bench install
 
 all:
 	packaging/install-deps build
@@ -21,6 +21,15 @@ test:
 	mandoc -T lint -W warning man/*.8
 	tests/check-rebuild
 	cargo test --workspace
+	$(MAKE) test-kernels
+
+test-kernels:
+	packaging/install-deps vm
+	tests/vm/test
+
+vm:
+	packaging/install-deps vm
+	tests/vm/shell $(KERNEL)
 
 bench:
 	packaging/install-deps bench

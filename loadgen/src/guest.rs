@@ -39,8 +39,8 @@ pub(crate) struct Plan {
     /// Whether KVM reports steal time.
     pub(crate) steal: bool,
     split_irqchip: bool,
-    /// CPUID for each vCPU number, where guests need one: KVM gives a local APIC no periodic timer before it
-    /// has been told the processor's features.
+    /// CPUID for each vCPU number: before KVM has been told the processor's features it gives a local APIC no
+    /// periodic timer and, in newer kernels (seen in 6.12.117 and 7.2), refuses registers of long mode.
     cpuids: Vec<CpuId>,
     /// The write to MSR_KVM_STEAL_TIME for each vCPU number: the same in all guests.
     steal_msrs: Vec<Msrs>,
@@ -55,10 +55,6 @@ impl Plan {
         memory_bytes: u64,
         workload: Workload,
     ) -> Result<Self> {
-        let cpuids = match workload.timer() {
-            None => Vec::new(),
-            Some(_) => (0..vcpus).map(|vcpu| cpuid(kvm, vcpu)).collect::<Result<_>>()?,
-        };
         let steal_msr = |vcpu| {
             let entry = kvm_msr_entry {
                 index: MSR_KVM_STEAL_TIME,
@@ -74,7 +70,7 @@ impl Plan {
             workload,
             steal: kvm.check_extension_raw(KVM_CAP_STEAL_TIME.into()) > 0,
             split_irqchip: kvm.check_extension(Cap::SplitIrqchip),
-            cpuids,
+            cpuids: (0..vcpus).map(|vcpu| cpuid(kvm, vcpu)).collect::<Result<_>>()?,
             steal_msrs: (0..vcpus).filter_map(steal_msr).collect(),
         })
     }
@@ -201,13 +197,13 @@ impl Guest<'_> {
         let vcpu = vm.create_vcpu(number.into()).map_err(of_kvm(Step::CreateVcpu))?;
         let page = self.page(number);
         image::prepare_page(page, number);
+        if let Some(cpuid) = self.plan.cpuids.get(number as usize) {
+            vcpu.set_cpuid2(cpuid).map_err(of_kvm(Step::SetCpuid))?;
+        }
         let timer = self.plan.workload.timer();
         if let Some(timer) = timer {
             let khz = vcpu.get_tsc_khz().map_err(of_kvm(Step::GetTsc))?;
             set_timer(page, timer, khz);
-            if let Some(cpuid) = self.plan.cpuids.get(number as usize) {
-                vcpu.set_cpuid2(cpuid).map_err(of_kvm(Step::SetCpuid))?;
-            }
             // With a local APIC all vCPUs but the first wait for a start-up interrupt, unless told otherwise.
             let state = kvm_mp_state { mp_state: KVM_MP_STATE_RUNNABLE };
             vcpu.set_mp_state(state).map_err(of_kvm(Step::SetState))?;

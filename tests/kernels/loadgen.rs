@@ -1,0 +1,50 @@
+//! Guests run, on emulated AMD-V too, and know what they did.
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::util::tool::Tool;
+use crate::util::{TempDir, alone, loadgen};
+
+/// Runs guests to their end; what they say they did.
+fn run(args: &[&str]) -> Vec<Value> {
+    let dir = TempDir::new("truth");
+    let path = dir.join("truth.json");
+    let args = [&["run"], args, &["--truth", path.to_str().unwrap()]].concat();
+    let ended = Tool::start(&loadgen(), &args).wait();
+    assert!(ended.status.success(), "{}", ended.stderr);
+    read(&path)
+}
+
+fn read(path: &Path) -> Vec<Value> {
+    let text = std::fs::read_to_string(path).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[test]
+fn spinning_guests_spin() {
+    let _alone = alone();
+    let truth = run(&["--vms", "3", "--duration", "2"]);
+    assert_eq!(truth.len(), 3);
+    for vcpu in &truth {
+        assert!(vcpu["iterations"].as_u64().unwrap() > 0, "{vcpu}");
+        assert_eq!(vcpu["exits"]["hlt"], 0, "{vcpu}");
+        assert_eq!(vcpu.get("failure"), None, "{vcpu}");
+    }
+}
+
+#[test]
+fn idle_guests_tick_and_halt() {
+    let _alone = alone();
+    let truth = run(&["--vms", "2", "--workload", "idle=23", "--duration", "3"]);
+    assert_eq!(truth.len(), 2);
+    for vcpu in &truth {
+        let [ticks, missed] = ["ticks", "ticks_missed"].map(|name| vcpu[name].as_u64().unwrap());
+        let hlts = vcpu["exits"]["hlt"].as_u64().unwrap();
+        assert!((60..=76).contains(&(ticks + missed)), "23 Hz for 3 s: {vcpu}");
+        // A tick that finds the guest awake needs no HLT.
+        assert!(ticks >= 23 && hlts >= 23 && hlts <= ticks + 1, "{vcpu}");
+        assert_eq!(vcpu.get("failure"), None, "{vcpu}");
+    }
+}
