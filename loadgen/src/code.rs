@@ -26,7 +26,7 @@ pub(crate) const STOP_PORT: u16 = 0xf4;
 const SPINS: u32 = 1 << 16;
 
 // Local APIC registers and their values (Intel SDM volume 3, chapter "APIC").
-const APIC_EOI: u32 = 0xb0;
+pub(crate) const APIC_EOI: u32 = 0xb0;
 pub(crate) const APIC_SPURIOUS: u32 = 0xf0;
 pub(crate) const APIC_LVT_TIMER: u32 = 0x320;
 pub(crate) const APIC_TIMER_COUNT: u32 = 0x380;
@@ -213,12 +213,14 @@ pub(crate) enum Entry {
     Spin,
     /// `idle` and `duty`.
     Timed,
-    /// The handler of [`TICK_VECTOR`].
+    /// The handler of [`TICK_VECTOR`] for `idle` and `duty`.
     OnTick,
     /// The handler of [`INT3_VECTOR`] for `idle` and `duty`.
     OnWait,
     /// `exits`.
     Exits,
+    /// The handler of [`TICK_VECTOR`] for `exits`.
+    OnWake,
     /// The handler of [`INT3_VECTOR`] for `exits`.
     OnRequest,
 }
@@ -230,6 +232,14 @@ impl Entry {
             Workload::Spin => Self::Spin,
             Workload::Idle { .. } | Workload::Duty { .. } => Self::Timed,
             Workload::Exits(_) => Self::Exits,
+        }
+    }
+
+    /// The handler of [`TICK_VECTOR`].
+    pub(crate) fn on_tick(workload: Workload) -> Self {
+        match workload {
+            Workload::Exits(_) => Self::OnWake,
+            Workload::Spin | Workload::Idle { .. } | Workload::Duty { .. } => Self::OnTick,
         }
     }
 
@@ -249,6 +259,7 @@ impl Entry {
             Self::OnTick => &raw const loadgen_guest_on_tick,
             Self::OnWait => &raw const loadgen_guest_on_wait,
             Self::Exits => return EXITS_OFFSET,
+            Self::OnWake => return EXITS_OFFSET + exits_code::on_wake(),
             Self::OnRequest => return EXITS_OFFSET + exits_code::on_request(),
         };
         symbol.addr() - (&raw const loadgen_guest_begin).addr()

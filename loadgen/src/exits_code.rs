@@ -12,7 +12,7 @@ use std::mem::offset_of;
 use std::slice;
 
 use crate::code::{
-    APIC_DIVIDE_BY_1, APIC_ENABLED, APIC_LVT_TIMER, APIC_SPURIOUS, APIC_TIMER_COUNT,
+    APIC_DIVIDE_BY_1, APIC_ENABLED, APIC_EOI, APIC_LVT_TIMER, APIC_SPURIOUS, APIC_TIMER_COUNT,
     APIC_TIMER_DIVIDE, TICK_VECTOR,
 };
 use crate::exits::ExitKind;
@@ -34,7 +34,7 @@ const APIC_ONE_SHOT: u32 = TICK_VECTOR as u32;
 global_asm!(
     // Data as far as the host is concerned.
     ".pushsection .rodata.loadgen_exits, \"a\", @progbits",
-    ".globl loadgen_exits_begin, loadgen_exits_on_request, loadgen_exits_end",
+    ".globl loadgen_exits_begin, loadgen_exits_on_request, loadgen_exits_on_wake, loadgen_exits_end",
     "loadgen_exits_begin:",
     "   mov rax, [r15 + {STEAL_TIME}]",
     "   mov [r15 + {STEAL_AT_START_NS}], rax",
@@ -161,6 +161,11 @@ global_asm!(
     "loadgen_exits_on_request:",
     "   jmp rdi",
 
+    // ---- ring 0: the timer's interrupt, from the HLT below
+    "loadgen_exits_on_wake:",
+    "   mov dword ptr [r14 + {APIC_EOI}], 0",
+    "   iretq",
+
     "33: xor eax, eax",
     "   xor ecx, ecx",
     "   cpuid",
@@ -218,6 +223,7 @@ global_asm!(
     MSR = const MSR,
     HYPERCALL = const HYPERCALL,
     PAGE_SIZE = const PAGE_SIZE,
+    APIC_EOI = const APIC_EOI,
     APIC_SPURIOUS = const APIC_SPURIOUS,
     APIC_LVT_TIMER = const APIC_LVT_TIMER,
     APIC_TIMER_COUNT = const APIC_TIMER_COUNT,
@@ -230,12 +236,18 @@ global_asm!(
 unsafe extern "C" {
     static loadgen_exits_begin: u8;
     static loadgen_exits_on_request: u8;
+    static loadgen_exits_on_wake: u8;
     static loadgen_exits_end: u8;
 }
 
 /// Where the handler of INT3 is, in bytes from the beginning of this code. Everything starts at its first byte.
 pub(crate) fn on_request() -> usize {
     (&raw const loadgen_exits_on_request).addr() - (&raw const loadgen_exits_begin).addr()
+}
+
+/// Where the handler of the timer's interrupt is.
+pub(crate) fn on_wake() -> usize {
+    (&raw const loadgen_exits_on_wake).addr() - (&raw const loadgen_exits_begin).addr()
 }
 
 /// The machine code.

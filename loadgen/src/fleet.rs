@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::ops::ControlFlow;
 use std::os::fd::AsRawFd as _;
+use std::path::Path;
 use std::sync::atomic::Ordering::Relaxed;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -14,7 +15,7 @@ use common::session::{host_cannot, usage};
 use kvm_ioctls::{Cap, Kvm};
 
 use crate::cgroup::Cgroup;
-use crate::code::Entry;
+use crate::exits::ExitKind;
 use crate::guest::{self, Guest, Plan};
 use crate::image;
 use crate::janitor::Janitor;
@@ -109,6 +110,7 @@ impl Fleet {
         spec.check()?;
         let kvm = open_kvm()?;
         check_limits(&kvm, spec)?;
+        check_kinds(spec)?;
         let pages = spec.vms as usize * spec.vcpus as usize;
         let cgroup = Cgroup::create(&format!("loadgen-{}", process::pid()));
         // From here on the cgroup is removed however this ends.
@@ -116,7 +118,7 @@ impl Fleet {
             Janitor::start(&cgroup).context("failed to start the `lg-janitor` process")?;
         let mut fleet = Self {
             plan: Plan::new(&kvm, spec)?,
-            shared: Shared::new(pages, Entry::on_int3(spec.workload))
+            shared: Shared::new(pages, spec.workload)
                 .context("failed to map the memory shared with guests")?,
             cgroup,
             janitor: Some(janitor),
@@ -373,6 +375,20 @@ fn check_limits(kvm: &Kvm, spec: &Spec) -> Result<()> {
                 needed.next_multiple_of(1024)
             )));
         }
+    }
+    Ok(())
+}
+
+/// Refuses the exits that this KVM cannot make.
+fn check_kinds(spec: &Spec) -> Result<()> {
+    let hypercalls =
+        matches!(spec.workload, Workload::Exits(e) if e.count(ExitKind::Hypercall) > 0);
+    // It runs ring 0 in the kernel's emulator, which replaces the instruction by itself and starts over, for ever.
+    if hypercalls && Path::new("/sys/module/kvm_pvm").exists() {
+        return Err(host_cannot(
+            "KVM without hardware (kvm_pvm) has no end of emulating a hypercall: leave out `hypercall`, or use \
+             a host with kvm_intel or kvm_amd",
+        ));
     }
     Ok(())
 }

@@ -261,7 +261,7 @@ impl Guest<'_> {
         })
     }
 
-    /// Waits for the start, then runs the vCPU until the guest says that it is done.
+    /// Waits for the start, then runs the vCPU until the guest has left.
     fn run_vcpu(&self, number: u32, mut vcpu: VcpuFd) {
         let control = self.shared.control();
         self.page(number).tid.store(process::gettid(), Relaxed);

@@ -13,6 +13,7 @@ use kvm_bindings::{kvm_regs, kvm_segment, kvm_sregs};
 use crate::code::{self, EXITS_OFFSET, Entry};
 use crate::exits_code;
 use crate::record::{PAGE_SIZE, VcpuPage};
+use crate::workload::Workload;
 
 /// Guest-physical address of the image.
 pub(crate) const IMAGE_GPA: u64 = 0x1000;
@@ -98,11 +99,11 @@ const CR4_PAE: u64 = 1 << 5;
 const EFER_LME: u64 = 1 << 8;
 const EFER_LMA: u64 = 1 << 10;
 
-/// Writes the image; `on_int3` handles INT3.
+/// Writes the image of guests with this workload.
 ///
 /// # Safety
 /// `image` points to [`IMAGE_SIZE`] writable bytes of zeroes, aligned to a page, that nobody else uses yet.
-pub(crate) unsafe fn write(image: *mut u8, on_int3: Entry) {
+pub(crate) unsafe fn write(image: *mut u8, workload: Workload) {
     let put = |gpa: u64, value: u64| {
         let offset = usize::try_from(gpa - IMAGE_GPA).unwrap_or(usize::MAX);
         assert!(offset <= IMAGE_SIZE - 8, "image address out of range");
@@ -122,7 +123,10 @@ pub(crate) unsafe fn write(image: *mut u8, on_int3: Entry) {
         put(gpa, descriptor);
     }
     // Everything else in the IDT stays absent: an exception is a triple fault, which the VMM reports.
-    let gates = [(code::TICK_VECTOR, Entry::OnTick, 0), (code::INT3_VECTOR, on_int3, 3)];
+    let gates = [
+        (code::TICK_VECTOR, Entry::on_tick(workload), 0),
+        (code::INT3_VECTOR, Entry::on_int3(workload), 3),
+    ];
     for (vector, entry, ring) in gates {
         let [low, high] = interrupt_gate(address_of(entry), ring);
         put(IDT_GPA + u64::from(vector) * 16, low);

@@ -6,9 +6,9 @@ use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use crate::code::Entry;
 use crate::image::{self, IMAGE_SIZE};
 use crate::record::{PAGE_SIZE, VcpuPage};
+use crate::workload::Workload;
 
 /// What the guests wait for; as long as there is none, its place holds 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,13 +39,13 @@ pub(crate) struct Shared {
 unsafe impl Sync for Shared {}
 
 impl Shared {
-    /// Maps memory for `pages` vCPUs, whose INT3 `on_int3` handles; what is never touched costs nothing.
-    pub(crate) fn new(pages: usize, on_int3: Entry) -> io::Result<Self> {
+    /// Maps memory for `pages` vCPUs with this workload; what is never touched costs nothing.
+    pub(crate) fn new(pages: usize, workload: Workload) -> io::Result<Self> {
         let size = PAGE_SIZE + IMAGE_SIZE + pages * PAGE_SIZE;
         let memory = map(size, libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE)?;
         let shared = Self { memory, size };
         // SAFETY: these pages have just been mapped, and only this process knows them.
-        unsafe { image::write(shared.image(), on_int3) };
+        unsafe { image::write(shared.image(), workload) };
         Ok(shared)
     }
 
