@@ -1,4 +1,5 @@
-//! The guests' code: position-independent assembly, copied into the image that all guests share.
+//! The guests' code: position-independent assembly, copied into the image that all guests share. (What `exits`
+//! guests run is in exits_code.rs.)
 //!
 //! It runs in ring 3 of long mode wherever it can, because some hypervisors (PVM) run ring 3 natively but
 //! emulate ring 0 one instruction at a time: ring 0 is the two short interrupt handlers at the end.
@@ -9,13 +10,15 @@ use std::arch::global_asm;
 use std::mem::offset_of;
 use std::slice;
 
-use crate::record::VcpuPage;
+use crate::exits_code;
+use crate::record::{PAGE_SIZE, VcpuPage};
+use crate::workload::Workload;
 
 /// The vector of the timer interrupt.
 pub(crate) const TICK_VECTOR: u8 = 0x20;
-/// The exception of INT3, by which ring 3 asks to halt until the next tick. INT with another vector would be
-/// the obvious way, but PVM turns that into a fault.
-pub(crate) const WAIT_VECTOR: u8 = 3;
+/// The exception of INT3, by which ring 3 asks ring 0 for something: to halt until the next tick, say. INT with
+/// another vector would be the obvious way, but PVM turns that into a fault.
+pub(crate) const INT3_VECTOR: u8 = 3;
 /// A write to this port says: I have seen the stop flag, do not run me again.
 pub(crate) const STOP_PORT: u16 = 0xf4;
 
@@ -23,13 +26,13 @@ pub(crate) const STOP_PORT: u16 = 0xf4;
 const SPINS: u32 = 1 << 16;
 
 // Local APIC registers and their values (Intel SDM volume 3, chapter "APIC").
-const APIC_EOI: u32 = 0xb0;
-const APIC_SPURIOUS: u32 = 0xf0;
-const APIC_LVT_TIMER: u32 = 0x320;
-const APIC_TIMER_COUNT: u32 = 0x380;
-const APIC_TIMER_DIVIDE: u32 = 0x3e0;
-const APIC_ENABLED: u32 = 0x1ff;
-const APIC_DIVIDE_BY_1: u32 = 0xb;
+pub(crate) const APIC_EOI: u32 = 0xb0;
+pub(crate) const APIC_SPURIOUS: u32 = 0xf0;
+pub(crate) const APIC_LVT_TIMER: u32 = 0x320;
+pub(crate) const APIC_TIMER_COUNT: u32 = 0x380;
+pub(crate) const APIC_TIMER_DIVIDE: u32 = 0x3e0;
+pub(crate) const APIC_ENABLED: u32 = 0x1ff;
+pub(crate) const APIC_DIVIDE_BY_1: u32 = 0xb;
 const APIC_PERIODIC: u32 = 1 << 17 | TICK_VECTOR as u32;
 
 global_asm!(
@@ -200,33 +203,70 @@ unsafe extern "C" {
     static loadgen_guest_end: u8;
 }
 
-/// Where things are in the code, counted from its first byte.
+/// Where the code of `exits` guests begins, in bytes from the beginning of the page of code.
+pub(crate) const EXITS_OFFSET: usize = PAGE_SIZE / 2;
+
+/// Where things are in the page of code.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Entry {
     /// `spin`.
     Spin,
     /// `idle` and `duty`.
     Timed,
-    /// The handler of [`TICK_VECTOR`].
+    /// The handler of [`TICK_VECTOR`] for `idle` and `duty`.
     OnTick,
-    /// The handler of [`WAIT_VECTOR`].
+    /// The handler of [`INT3_VECTOR`] for `idle` and `duty`.
     OnWait,
+    /// `exits`.
+    Exits,
+    /// The handler of [`TICK_VECTOR`] for `exits`.
+    OnWake,
+    /// The handler of [`INT3_VECTOR`] for `exits`.
+    OnRequest,
 }
 
 impl Entry {
-    /// Bytes from the beginning of the code.
+    /// Where a vCPU starts.
+    pub(crate) fn first(workload: Workload) -> Self {
+        match workload {
+            Workload::Spin => Self::Spin,
+            Workload::Idle { .. } | Workload::Duty { .. } => Self::Timed,
+            Workload::Exits(_) => Self::Exits,
+        }
+    }
+
+    /// The handler of [`TICK_VECTOR`].
+    pub(crate) fn on_tick(workload: Workload) -> Self {
+        match workload {
+            Workload::Exits(_) => Self::OnWake,
+            Workload::Spin | Workload::Idle { .. } | Workload::Duty { .. } => Self::OnTick,
+        }
+    }
+
+    /// The handler of [`INT3_VECTOR`].
+    pub(crate) fn on_int3(workload: Workload) -> Self {
+        match workload {
+            Workload::Exits(_) => Self::OnRequest,
+            Workload::Spin | Workload::Idle { .. } | Workload::Duty { .. } => Self::OnWait,
+        }
+    }
+
+    /// Bytes from the beginning of the page of code.
     pub(crate) fn offset(self) -> usize {
         let symbol = match self {
             Self::Spin => &raw const loadgen_guest_spin,
             Self::Timed => &raw const loadgen_guest_timed,
             Self::OnTick => &raw const loadgen_guest_on_tick,
             Self::OnWait => &raw const loadgen_guest_on_wait,
+            Self::Exits => return EXITS_OFFSET,
+            Self::OnWake => return EXITS_OFFSET + exits_code::on_wake(),
+            Self::OnRequest => return EXITS_OFFSET + exits_code::on_request(),
         };
         symbol.addr() - (&raw const loadgen_guest_begin).addr()
     }
 }
 
-/// The machine code.
+/// The machine code of all workloads but `exits`.
 pub(crate) fn code() -> &'static [u8] {
     let begin = &raw const loadgen_guest_begin;
     let length = (&raw const loadgen_guest_end).addr() - begin.addr();

@@ -4,21 +4,23 @@ use std::fs;
 use std::io;
 use std::ops::ControlFlow;
 use std::os::fd::AsRawFd as _;
+use std::path::Path;
 use std::sync::atomic::Ordering::Relaxed;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use common::host;
-use common::session::host_cannot;
+use common::session::{host_cannot, usage};
 use kvm_ioctls::{Cap, Kvm};
 
 use crate::cgroup::Cgroup;
+use crate::exits::ExitKind;
 use crate::guest::{self, Guest, Plan};
 use crate::image;
 use crate::janitor::Janitor;
 use crate::process::{self, Ended};
-use crate::record::VcpuPage;
+use crate::record::{PAGE_SIZE, VcpuPage};
 use crate::shared::{Order, Shared};
 use crate::truth::Truth;
 use crate::workload::Workload;
@@ -46,6 +48,8 @@ pub struct Spec {
     pub memory_bytes: u64,
     /// What every vCPU does.
     pub workload: Workload,
+    /// How long the VMM sleeps before it answers an exit to userspace that the workload asked for.
+    pub vmm_sleep: Duration,
 }
 
 impl Spec {
@@ -53,6 +57,23 @@ impl Spec {
     pub const MAX_VCPUS: u32 = image::MAX_VCPUS;
     /// The most memory a guest can have, in bytes.
     pub const MAX_MEMORY: u64 = image::MAX_MEMORY;
+
+    /// Memory of each guest that its vCPUs touch: it has at least so much.
+    pub(crate) fn fresh_bytes(&self) -> u64 {
+        u64::from(self.workload.fresh_pages()) * u64::from(self.vcpus) * PAGE_SIZE as u64
+    }
+
+    /// Refuses what no host could do.
+    fn check(&self) -> Result<()> {
+        if self.fresh_bytes() > image::MAPPED_MEMORY {
+            let most = image::MAPPED_MEMORY / PAGE_SIZE as u64;
+            return Err(usage(format!(
+                "too many page faults: the vCPUs of a guest can touch {most} pages together, not {} each",
+                self.workload.fresh_pages()
+            )));
+        }
+        Ok(())
+    }
 }
 
 /// Guests, each a process of its own. Dropping the fleet kills those that are left and removes all traces.
@@ -86,16 +107,19 @@ impl Fleet {
     /// does not allow what is asked for.
     pub fn create(spec: &Spec, progress: impl FnMut(u32) -> ControlFlow<()>) -> Result<Self> {
         process::check_single_threaded()?;
+        spec.check()?;
         let kvm = open_kvm()?;
         check_limits(&kvm, spec)?;
+        check_kinds(spec)?;
         let pages = spec.vms as usize * spec.vcpus as usize;
         let cgroup = Cgroup::create(&format!("loadgen-{}", process::pid()));
         // From here on the cgroup is removed however this ends.
         let janitor =
             Janitor::start(&cgroup).context("failed to start the `lg-janitor` process")?;
         let mut fleet = Self {
-            plan: Plan::new(&kvm, spec.vms, spec.vcpus, spec.memory_bytes, spec.workload)?,
-            shared: Shared::new(pages).context("failed to map the memory shared with guests")?,
+            plan: Plan::new(&kvm, spec)?,
+            shared: Shared::new(pages, spec.workload)
+                .context("failed to map the memory shared with guests")?,
             cgroup,
             janitor: Some(janitor),
             group: 0,
@@ -134,6 +158,12 @@ impl Fleet {
     /// A sentence about what this host did not allow, if anything.
     pub fn warning(&self) -> Option<String> {
         self.cgroup.warning()
+    }
+
+    /// True if no guest is left: all are done, or have failed.
+    pub fn is_over(&mut self) -> bool {
+        self.reap(false);
+        self.living == 0
     }
 
     /// A sentence for each guest that has ended without being told to: which, and why.
@@ -248,7 +278,8 @@ impl Fleet {
         {
             reaped += 1;
             self.living -= 1;
-            if !(told_to_leave && ended == Ended::Exited(0)) {
+            let may_leave = told_to_leave || self.plan.workload.ends_by_itself();
+            if !(may_leave && ended == Ended::Exited(0)) {
                 let sentence = self.why(pid.unsigned_abs(), ended);
                 self.failures.push(sentence);
             }
@@ -344,6 +375,20 @@ fn check_limits(kvm: &Kvm, spec: &Spec) -> Result<()> {
                 needed.next_multiple_of(1024)
             )));
         }
+    }
+    Ok(())
+}
+
+/// Refuses the exits that this KVM cannot make.
+fn check_kinds(spec: &Spec) -> Result<()> {
+    let hypercalls =
+        matches!(spec.workload, Workload::Exits(e) if e.count(ExitKind::Hypercall) > 0);
+    // It runs ring 0 in the kernel's emulator, which replaces the instruction by itself and starts over, for ever.
+    if hypercalls && Path::new("/sys/module/kvm_pvm").exists() {
+        return Err(host_cannot(
+            "KVM without hardware (kvm_pvm) has no end of emulating a hypercall: leave out `hypercall`, or use \
+             a host with kvm_intel or kvm_amd",
+        ));
     }
     Ok(())
 }

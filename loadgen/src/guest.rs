@@ -3,10 +3,12 @@
 //! It has been forked from the parent and shares the parent's pages as long as it does not write to them: no
 //! allocation, file or thread that it can do without.
 
+use std::arch::x86_64::__cpuid;
 use std::os::fd::{FromRawFd as _, RawFd};
 use std::ptr::{self, NonNull};
 use std::sync::atomic::Ordering::Relaxed;
 use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use kvm_bindings::{
@@ -17,7 +19,10 @@ use kvm_ioctls::{Cap, Kvm, VcpuExit, VcpuFd, VmFd};
 
 use crate::cgroup::Cgroup;
 use crate::code::{Entry, STOP_PORT};
-use crate::image::{self, IMAGE_SIZE};
+use crate::exits::{ExitKind, Exits};
+use crate::exits_code::PIO_PORT;
+use crate::fleet::Spec;
+use crate::image::{self, IMAGE_SIZE, MMIO_GPA};
 use crate::process;
 use crate::record::{Failure, PAGE_SIZE, Step, VcpuPage};
 use crate::shared::{self, Order, Shared};
@@ -26,6 +31,9 @@ use crate::workload::{Timer, Workload};
 /// `MSR_KVM_STEAL_TIME` of arch/x86/include/uapi/asm/kvm_para.h, and its enable bit.
 const MSR_KVM_STEAL_TIME: u32 = 0x4b56_4d03;
 const MSR_KVM_STEAL_TIME_ENABLED: u64 = 1;
+
+/// How long a HLT of an `exits` guest lasts.
+const HLT_PERIOD: Duration = Duration::from_millis(1);
 
 /// Stack of a vCPU thread: it only calls KVM_RUN.
 const THREAD_STACK: usize = 64 << 10;
@@ -36,6 +44,8 @@ pub(crate) struct Plan {
     pub(crate) vcpus: u32,
     pub(crate) memory_bytes: u64,
     pub(crate) workload: Workload,
+    /// How long the VMM sleeps before it answers an exit to userspace.
+    pub(crate) vmm_sleep: Duration,
     /// Whether KVM reports steal time.
     pub(crate) steal: bool,
     split_irqchip: bool,
@@ -48,13 +58,7 @@ pub(crate) struct Plan {
 
 impl Plan {
     /// Asks KVM what it can do.
-    pub(crate) fn new(
-        kvm: &Kvm,
-        vms: u32,
-        vcpus: u32,
-        memory_bytes: u64,
-        workload: Workload,
-    ) -> Result<Self> {
+    pub(crate) fn new(kvm: &Kvm, spec: &Spec) -> Result<Self> {
         let steal_msr = |vcpu| {
             let entry = kvm_msr_entry {
                 index: MSR_KVM_STEAL_TIME,
@@ -64,14 +68,15 @@ impl Plan {
             Msrs::from_entries(&[entry]).ok()
         };
         Ok(Self {
-            vms,
-            vcpus,
-            memory_bytes,
-            workload,
+            vms: spec.vms,
+            vcpus: spec.vcpus,
+            memory_bytes: spec.memory_bytes.max(spec.fresh_bytes()),
+            workload: spec.workload,
+            vmm_sleep: spec.vmm_sleep,
             steal: kvm.check_extension_raw(KVM_CAP_STEAL_TIME.into()) > 0,
             split_irqchip: kvm.check_extension(Cap::SplitIrqchip),
-            cpuids: (0..vcpus).map(|vcpu| cpuid(kvm, vcpu)).collect::<Result<_>>()?,
-            steal_msrs: (0..vcpus).filter_map(steal_msr).collect(),
+            cpuids: (0..spec.vcpus).map(|vcpu| cpuid(kvm, vcpu)).collect::<Result<_>>()?,
+            steal_msrs: (0..spec.vcpus).filter_map(steal_msr).collect(),
         })
     }
 }
@@ -162,7 +167,7 @@ impl Guest<'_> {
             }
         };
         vm.set_tss_address(image::KVM_TSS_GPA).map_err(of_kvm(Step::SetTssAddress))?;
-        if self.plan.workload.timer().is_some() {
+        if self.plan.workload.has_apic() {
             self.create_irqchip(&vm)?;
         }
         let vcpu_bytes = PAGE_SIZE * self.plan.vcpus as usize;
@@ -177,6 +182,9 @@ impl Guest<'_> {
             let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
             let size = usize::try_from(self.plan.memory_bytes).unwrap_or(usize::MAX);
             let memory = shared::map(size, flags).map_err(of_io(Step::MapMemory))?;
+            if self.plan.workload.fresh_pages() > 0 {
+                shared::forbid_huge_pages(memory, size).map_err(of_io(Step::MapMemory))?;
+            }
             set_slot(&vm, 1, image::MEMORY_GPA, size as u64, memory)?;
         }
         Ok(vm)
@@ -200,18 +208,19 @@ impl Guest<'_> {
         if let Some(cpuid) = self.plan.cpuids.get(number as usize) {
             vcpu.set_cpuid2(cpuid).map_err(of_kvm(Step::SetCpuid))?;
         }
-        let timer = self.plan.workload.timer();
-        if let Some(timer) = timer {
-            let khz = vcpu.get_tsc_khz().map_err(of_kvm(Step::GetTsc))?;
-            set_timer(page, timer, khz);
+        let khz = || vcpu.get_tsc_khz().map_err(of_kvm(Step::GetTsc));
+        if let Some(timer) = self.plan.workload.timer() {
+            set_timer(page, timer, khz()?);
+        }
+        if let Workload::Exits(exits) = self.plan.workload {
+            set_exits(page, &exits, number, khz()?);
+        }
+        if self.plan.workload.has_apic() {
             // With a local APIC all vCPUs but the first wait for a start-up interrupt, unless told otherwise.
             let state = kvm_mp_state { mp_state: KVM_MP_STATE_RUNNABLE };
             vcpu.set_mp_state(state).map_err(of_kvm(Step::SetState))?;
         }
-        let entry = match timer {
-            None => Entry::Spin,
-            Some(_) => Entry::Timed,
-        };
+        let entry = Entry::first(self.plan.workload);
         let set_registers = of_kvm(Step::SetRegisters);
         let initial = vcpu.get_sregs().map_err(&set_registers)?;
         vcpu.set_sregs(&image::sregs(initial, number)).map_err(&set_registers)?;
@@ -248,7 +257,7 @@ impl Guest<'_> {
         })
     }
 
-    /// Waits for the start, then runs the vCPU until the guest says that it is done.
+    /// Waits for the start, then runs the vCPU until the guest has left.
     fn run_vcpu(&self, number: u32, mut vcpu: VcpuFd) {
         let control = self.shared.control();
         self.page(number).tid.store(process::gettid(), Relaxed);
@@ -259,7 +268,14 @@ impl Guest<'_> {
         loop {
             match vcpu.run() {
                 Ok(VcpuExit::IoOut(STOP_PORT, _)) => return,
+                Ok(VcpuExit::Shutdown) if self.page(number).done.load(Relaxed) != 0 => return,
                 Ok(VcpuExit::Intr) => {}
+                Ok(
+                    VcpuExit::IoOut(PIO_PORT, _)
+                    | VcpuExit::IoIn(PIO_PORT, _)
+                    | VcpuExit::MmioWrite(MMIO_GPA, _)
+                    | VcpuExit::MmioRead(MMIO_GPA, _),
+                ) => self.answer(),
                 Ok(_) => {
                     let reason = vcpu.get_kvm_run().exit_reason;
                     self.die(number, Failure::exit(reason));
@@ -269,6 +285,40 @@ impl Guest<'_> {
             }
         }
     }
+
+    /// The VMM's part in an exit to userspace: to take its time. Nobody looks at what is written, and whoever reads
+    /// gets what KVM has left in its buffer.
+    fn answer(&self) {
+        if !self.plan.vmm_sleep.is_zero() {
+            thread::sleep(self.plan.vmm_sleep);
+        }
+    }
+}
+
+/// Tells the guest what exits to cause.
+fn set_exits(page: &VcpuPage, exits: &Exits, vcpu: u32, tsc_khz: u32) {
+    page.tsc_khz.store(tsc_khz, Relaxed);
+    for exit in exits.iter() {
+        let record = &page.kinds[exit.kind as usize];
+        record.count.store(exit.count.into(), Relaxed);
+        let period_tsc = exit.period().map_or(0, |period| tsc_cycles(period.as_nanos(), tsc_khz));
+        record.period_tsc.store(period_tsc, Relaxed);
+    }
+    if exits.count(ExitKind::Hlt) > 0 {
+        page.period_ns.store(HLT_PERIOD.subsec_nanos(), Relaxed);
+    }
+    // Every vCPU has pages of its own.
+    let touched = u64::from(exits.count(ExitKind::Pagefault)) * u64::from(vcpu);
+    page.fresh_gva.store(image::MEMORY_GPA + touched * PAGE_SIZE as u64, Relaxed);
+    page.vmcall.store(knows_vmcall().into(), Relaxed);
+}
+
+/// Whether a guest's hypercall is VMCALL: it is on Intel and those who make the like of it. On AMD and Hygon it is
+/// VMMCALL.
+fn knows_vmcall() -> bool {
+    let leaf = __cpuid(0);
+    let vendor = [leaf.ebx, leaf.edx, leaf.ecx].map(u32::to_le_bytes);
+    !matches!(vendor.as_flattened(), b"AuthenticAMD" | b"HygonGenuine")
 }
 
 /// Gives the guest memory: a mapping of this process that is never unmapped.
@@ -287,16 +337,20 @@ fn set_slot(vm: &VmFd, slot: u32, gpa: u64, size: u64, memory: NonNull<u8>) -> R
 
 /// Tells the guest about its timer.
 fn set_timer(page: &VcpuPage, timer: Timer, tsc_khz: u32) {
-    let tsc_cycles = |ns: u128| ns * u128::from(tsc_khz) / 1_000_000;
-    let clamp = |cycles: u128| u64::try_from(cycles).unwrap_or(u64::MAX);
-    let period = clamp(tsc_cycles(timer.period.as_nanos())).max(1);
+    let period = tsc_cycles(timer.period.as_nanos(), tsc_khz);
     let period_ns = u32::try_from(timer.period.as_nanos()).unwrap_or(u32::MAX);
     page.tsc_khz.store(tsc_khz, Relaxed);
     page.period_ns.store(period_ns, Relaxed);
     page.period_tsc.store(period, Relaxed);
     page.grid_tsc.store(period + (period >> 14), Relaxed);
-    page.burn_tsc.store(clamp(tsc_cycles(timer.burn.as_nanos())), Relaxed);
-    page.tsc_per_ns.store(clamp(tsc_cycles(1 << 32)), Relaxed);
+    page.burn_tsc.store(tsc_cycles(timer.burn.as_nanos(), tsc_khz), Relaxed);
+    page.tsc_per_ns.store(tsc_cycles(1 << 32, tsc_khz), Relaxed);
+}
+
+/// Nanoseconds in cycles of a TSC.
+fn tsc_cycles(ns: u128, tsc_khz: u32) -> u64 {
+    let cycles = ns * u128::from(tsc_khz) / 1_000_000;
+    u64::try_from(cycles).unwrap_or(u64::MAX)
 }
 
 fn of_kvm(step: Step) -> impl Fn(kvm_ioctls::Error) -> Failure {

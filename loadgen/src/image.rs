@@ -3,19 +3,22 @@
 //!
 //! Guest-physical memory: the image (read, never written, by every guest), right after it one page for each
 //! vCPU, and far above both the guest's own memory, if it has any. The first 2 MiB are mapped one to one; the next 2 MiB
-//! of virtual memory are the local APIC.
+//! of virtual memory are the local APIC, the next have no memory behind them. The first GiB of the guest's own memory is
+//! mapped one to one, too.
 
 use std::ptr;
 
 use kvm_bindings::{kvm_regs, kvm_segment, kvm_sregs};
 
-use crate::code::{self, Entry};
+use crate::code::{self, EXITS_OFFSET, Entry};
+use crate::exits_code;
 use crate::record::{PAGE_SIZE, VcpuPage};
+use crate::workload::Workload;
 
 /// Guest-physical address of the image.
 pub(crate) const IMAGE_GPA: u64 = 0x1000;
-/// Size of the image: three page tables, a page of descriptors, a page of code.
-pub(crate) const IMAGE_SIZE: usize = 5 * PAGE_SIZE;
+/// Size of the image: four page tables, a page of descriptors, a page of code.
+pub(crate) const IMAGE_SIZE: usize = 6 * PAGE_SIZE;
 /// Guest-physical address of the page of vCPU 0; the others follow. Next to the image, so that one memory slot
 /// holds both: each costs KVM some 20 KiB and the guest's creation an RCU grace period.
 const VCPU_GPA: u64 = IMAGE_GPA + IMAGE_SIZE as u64;
@@ -32,13 +35,28 @@ pub(crate) const KVM_TSS_GPA: usize = 0xfffb_d000;
 const PML4_GPA: u64 = IMAGE_GPA;
 const PDPT_GPA: u64 = PML4_GPA + PAGE_SIZE as u64;
 const PD_GPA: u64 = PDPT_GPA + PAGE_SIZE as u64;
-const GDT_GPA: u64 = PD_GPA + PAGE_SIZE as u64;
+/// The page directory of the guest's own memory.
+const MEMORY_PD_GPA: u64 = PD_GPA + PAGE_SIZE as u64;
+const GDT_GPA: u64 = MEMORY_PD_GPA + PAGE_SIZE as u64;
 const IDT_GPA: u64 = GDT_GPA + 0x100;
 const CODE_GPA: u64 = GDT_GPA + PAGE_SIZE as u64;
 
 const APIC_GPA: u64 = 0xfee0_0000;
-const APIC_GVA: u64 = 2 << 20;
+const APIC_GVA: u64 = LARGE_PAGE_SIZE;
+/// An address without memory: in none of the slots above, and no device in the kernel has it.
+pub(crate) const MMIO_GPA: u64 = 0xd000_0000;
+/// Where guests see it.
+pub(crate) const MMIO_GVA: u64 = 2 * LARGE_PAGE_SIZE;
+/// What one entry of a page directory maps.
+const LARGE_PAGE_SIZE: u64 = 2 << 20;
+/// Entries of a page table of any level.
+const TABLE_ENTRIES: u64 = 512;
+/// How much of its own memory a guest can reach: one page directory, which all guests share. Guest-physical and
+/// virtual addresses are the same.
+pub(crate) const MAPPED_MEMORY: u64 = TABLE_ENTRIES * LARGE_PAGE_SIZE;
 
+const _: () =
+    assert!(MEMORY_GPA.is_multiple_of(MAPPED_MEMORY) && MMIO_GPA.is_multiple_of(LARGE_PAGE_SIZE));
 const _: () = assert!(VCPU_GPA + MAX_VCPUS as u64 * PAGE_SIZE as u64 <= APIC_GVA);
 
 /// Bits of a page table entry. Accessed and dirty are set from the start: nobody need write them later.
@@ -81,11 +99,11 @@ const CR4_PAE: u64 = 1 << 5;
 const EFER_LME: u64 = 1 << 8;
 const EFER_LMA: u64 = 1 << 10;
 
-/// Writes the image.
+/// Writes the image of guests with this workload.
 ///
 /// # Safety
 /// `image` points to [`IMAGE_SIZE`] writable bytes of zeroes, aligned to a page, that nobody else uses yet.
-pub(crate) unsafe fn write(image: *mut u8) {
+pub(crate) unsafe fn write(image: *mut u8, workload: Workload) {
     let put = |gpa: u64, value: u64| {
         let offset = usize::try_from(gpa - IMAGE_GPA).unwrap_or(usize::MAX);
         assert!(offset <= IMAGE_SIZE - 8, "image address out of range");
@@ -96,21 +114,31 @@ pub(crate) unsafe fn write(image: *mut u8) {
     put(PDPT_GPA, PD_GPA | pte::TABLE);
     put(PD_GPA, pte::PAGE);
     put(PD_GPA + 8, APIC_GPA | pte::PAGE | pte::UNCACHED);
+    put(PD_GPA + 16, MMIO_GPA | pte::PAGE | pte::UNCACHED);
+    put(PDPT_GPA + MEMORY_GPA / MAPPED_MEMORY * 8, MEMORY_PD_GPA | pte::TABLE);
+    for entry in 0..TABLE_ENTRIES {
+        put(MEMORY_PD_GPA + entry * 8, (MEMORY_GPA + entry * LARGE_PAGE_SIZE) | pte::PAGE);
+    }
     for (gpa, descriptor) in (GDT_GPA..).step_by(8).zip(GDT) {
         put(gpa, descriptor);
     }
     // Everything else in the IDT stays absent: an exception is a triple fault, which the VMM reports.
-    let gates = [(code::TICK_VECTOR, Entry::OnTick, 0), (code::WAIT_VECTOR, Entry::OnWait, 3)];
+    let gates = [
+        (code::TICK_VECTOR, Entry::on_tick(workload), 0),
+        (code::INT3_VECTOR, Entry::on_int3(workload), 3),
+    ];
     for (vector, entry, ring) in gates {
         let [low, high] = interrupt_gate(address_of(entry), ring);
         put(IDT_GPA + u64::from(vector) * 16, low);
         put(IDT_GPA + u64::from(vector) * 16 + 8, high);
     }
-    let code = code::code();
-    assert!(code.len() <= PAGE_SIZE, "guest code outgrew its page");
-    let offset = IMAGE_SIZE - PAGE_SIZE;
-    // SAFETY: the code's page is the image's last one, and the code fits into it.
-    unsafe { ptr::copy_nonoverlapping(code.as_ptr(), image.add(offset), code.len()) };
+    let parts = [(0, code::code()), (EXITS_OFFSET, exits_code::code())];
+    for (offset, code) in parts {
+        assert!(code.len() <= EXITS_OFFSET, "guest code outgrew its half of the page");
+        let offset = IMAGE_SIZE - PAGE_SIZE + offset;
+        // SAFETY: the code's page is the image's last one, and each part fits into a half of it.
+        unsafe { ptr::copy_nonoverlapping(code.as_ptr(), image.add(offset), code.len()) };
+    }
 }
 
 /// Where a piece of code is in the guest.
@@ -220,9 +248,12 @@ mod tests {
     }
 
     #[test]
-    fn the_code_fits_and_begins_with_spin() {
-        assert!((1..=PAGE_SIZE).contains(&code::code().len()));
+    fn the_code_fits_and_begins_with_what_comes_first() {
+        assert!((1..=EXITS_OFFSET).contains(&code::code().len()));
+        assert!((1..=PAGE_SIZE - EXITS_OFFSET).contains(&exits_code::code().len()));
         assert_eq!(Entry::Spin.offset(), 0);
         assert!(Entry::OnWait.offset() < code::code().len());
+        assert_eq!(Entry::Exits.offset(), EXITS_OFFSET);
+        assert!(Entry::OnRequest.offset() < EXITS_OFFSET + exits_code::code().len());
     }
 }

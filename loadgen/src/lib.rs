@@ -5,6 +5,8 @@
 
 mod cgroup;
 mod code;
+mod exits;
+mod exits_code;
 mod fleet;
 mod guest;
 mod image;
@@ -15,6 +17,7 @@ mod shared;
 mod truth;
 mod workload;
 
+pub use exits::{ExitCount, ExitKind, Exits};
 pub use fleet::{Fleet, Spec, Stopped};
 pub use truth::{Truth, TruthFile};
 pub use workload::Workload;

@@ -5,6 +5,8 @@ use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
+use crate::exits::ExitKind;
+
 /// Size of a page, and of everything that is mapped for one vCPU.
 pub(crate) const PAGE_SIZE: usize = 4096;
 
@@ -36,7 +38,7 @@ pub(crate) struct VcpuPage {
     /// `steal_time.steal` as the guest last read it, in nanoseconds.
     pub(crate) steal_ns: AtomicU64,
 
-    /// Timer period in cycles of the APIC bus, which KVM runs at 1 GHz: nanoseconds.
+    /// Timer period in cycles of the APIC bus, which KVM runs at 1 GHz: nanoseconds. 0 if there is no timer.
     pub(crate) period_ns: AtomicU32,
     /// Cycles of the guest's TSC in a millisecond; 0 until the guest knows.
     pub(crate) tsc_khz: AtomicU32,
@@ -48,6 +50,15 @@ pub(crate) struct VcpuPage {
     pub(crate) burn_tsc: AtomicU64,
     /// TSC cycles in a nanosecond, as a 32.32 fixed-point number.
     pub(crate) tsc_per_ns: AtomicU64,
+
+    /// `exits` guests set it right before they leave: the triple fault that follows is meant.
+    pub(crate) done: AtomicU32,
+    /// Whether the processor knows VMCALL, not VMMCALL.
+    pub(crate) vmcall: AtomicU32,
+    /// The next page of the guest's own memory that this vCPU has not touched.
+    pub(crate) fresh_gva: AtomicU64,
+    /// What an `exits` guest is to do and has done, by [`ExitKind`].
+    pub(crate) kinds: [KindRecord; ExitKind::NUMBER],
 
     /// The guest's process; on the page of vCPU 0 only.
     pub(crate) pid: AtomicU32,
@@ -66,6 +77,19 @@ pub(crate) struct VcpuPage {
 }
 
 const _: () = assert!(size_of::<VcpuPage>() == PAGE_SIZE);
+
+/// One kind of exits of an `exits` guest.
+#[repr(C)]
+pub(crate) struct KindRecord {
+    /// Exits caused.
+    pub(crate) done: AtomicU64,
+    /// Exits to cause.
+    pub(crate) count: AtomicU64,
+    /// TSC cycles from one to the next; 0 for as fast as possible.
+    pub(crate) period_tsc: AtomicU64,
+    /// When the next is due (TSC); the guest's own.
+    pub(crate) due_tsc: AtomicU64,
+}
 
 /// `struct kvm_steal_time` of arch/x86/include/uapi/asm/kvm_para.h.
 #[repr(C, align(64))]

@@ -1,5 +1,6 @@
 //! `loadgen run`: creates guests, lets them run, and writes down what they did.
 
+use std::collections::BTreeMap;
 use std::io::{self, Write as _};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
@@ -8,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow};
 use common::args::parse_seconds;
-use common::session::{Stop, complain};
+use common::session::{Stop, complain, usage};
 use indicatif::{ProgressBar, ProgressStyle};
 use loadgen::{Fleet, Spec, Stopped, TruthFile, Workload};
 use serde::Serialize;
@@ -17,6 +18,9 @@ use crate::signals::HeldBack;
 
 /// How often to look whether guests are still there and anybody is still reading.
 const LOOK: Duration = Duration::from_millis(200);
+
+/// The longest `--vmm-sleep`: a guest must see within the fleet's patience that it is to leave.
+const MAX_SLEEP_MS: f64 = 1_000.0;
 
 /// Runs guests for a time, or until SIGINT, SIGTERM or SIGHUP
 #[derive(clap::Args)]
@@ -31,9 +35,12 @@ pub(crate) struct Args {
     /// Memory of each guest: bytes, or a number with K, M or G; none of it exists before it is touched
     #[arg(long, value_name = "SIZE", default_value = "0", value_parser = size)]
     memory: u64,
-    /// What the guests do: spin, idle, idle=HZ or duty=PCT
+    /// What the guests do: spin, idle, idle=HZ, duty=PCT or exits=KIND:COUNT[@RATE],...
     #[arg(long, value_name = "WORKLOAD", default_value = "spin")]
     workload: Workload,
+    /// Sleep so many milliseconds before answering an exit to userspace (pio, mmio); fractions are allowed
+    #[arg(long, value_name = "MS", value_parser = sleep)]
+    vmm_sleep: Option<Duration>,
     /// Stop after this many seconds
     #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]
     duration: Option<Duration>,
@@ -59,12 +66,14 @@ struct Summary {
     ticks: u64,
     ticks_missed: u64,
     latest_tick_ns: u64,
+    exits: BTreeMap<&'static str, u64>,
     steal_ns: Option<u64>,
     killed: u32,
     failed: usize,
 }
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+    check(args)?;
     let truth = args.truth.as_deref().map(TruthFile::check).transpose()?;
     let held_back = HeldBack::new()?;
     let mut fleet = create(args, &held_back)?;
@@ -108,6 +117,17 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     printed.map(|()| ExitCode::SUCCESS)
 }
 
+/// Refuses options that would do nothing.
+fn check(args: &Args) -> Result<()> {
+    let reach_the_vmm = matches!(args.workload, Workload::Exits(exits) if exits.reach_the_vmm());
+    if args.vmm_sleep.is_some() && !reach_the_vmm {
+        return Err(usage(
+            "--vmm-sleep needs exits to userspace: --workload exits=pio:COUNT or exits=mmio:COUNT",
+        ));
+    }
+    Ok(())
+}
+
 /// Creates the fleet, with a progress bar on a terminal; a signal ends the creation early.
 fn create(args: &Args, held_back: &HeldBack) -> Result<Fleet> {
     let spec = Spec {
@@ -115,6 +135,7 @@ fn create(args: &Args, held_back: &HeldBack) -> Result<Fleet> {
         vcpus: args.vcpus,
         memory_bytes: args.memory,
         workload: args.workload,
+        vmm_sleep: args.vmm_sleep.unwrap_or_default(),
     };
     // Draws on standard error, and only if that is a terminal. No ticker: that would be a thread.
     let bar = ProgressBar::new(args.vms.into());
@@ -138,7 +159,7 @@ fn wait(fleet: &mut Fleet, stop: &Stop, end: Option<Instant>) {
         let look = Instant::now() + LOOK;
         let until = end.map_or(look, |end| look.min(end));
         let over = stop.wait_until(Some(until)) || end.is_some_and(|end| Instant::now() >= end);
-        if over || !fleet.failures().is_empty() || stdout_is_closed() {
+        if over || !fleet.failures().is_empty() || fleet.is_over() || stdout_is_closed() {
             return;
         }
     }
@@ -192,6 +213,7 @@ impl Summary {
             ticks: 0,
             ticks_missed: 0,
             latest_tick_ns: 0,
+            exits: BTreeMap::new(),
             steal_ns: None,
             killed: stopped.killed,
             failed,
@@ -201,6 +223,9 @@ impl Summary {
             summary.ticks += truth.ticks;
             summary.ticks_missed += truth.ticks_missed;
             summary.latest_tick_ns = summary.latest_tick_ns.max(truth.latest_tick_ns);
+            for (kind, count) in truth.exits {
+                *summary.exits.entry(kind).or_insert(0) += count;
+            }
             if let Some(steal_ns) = truth.steal_ns {
                 *summary.steal_ns.get_or_insert(0) += steal_ns;
             }
@@ -220,6 +245,15 @@ impl std::fmt::Display for Summary {
                 self.ticks_missed,
                 self.latest_tick_ns as f64 / 1e6
             )?;
+        }
+        let caused: Vec<_> = self
+            .exits
+            .iter()
+            .filter(|(_, count)| **count > 0)
+            .map(|(kind, count)| format!("{count} {kind}"))
+            .collect();
+        if !caused.is_empty() {
+            write!(f, ", exits: {}", caused.join(" "))?;
         }
         match self.steal_ns {
             Some(steal_ns) => write!(f, ", {:.3} s stolen", steal_ns as f64 / 1e9)?,
@@ -261,9 +295,26 @@ fn size(text: &str) -> Result<u64, String> {
     }
 }
 
+/// Milliseconds to sleep: short enough for guests to be told to leave.
+fn sleep(text: &str) -> Result<Duration, String> {
+    match text.parse::<f64>() {
+        Ok(ms) if ms > 0.0 && ms <= MAX_SLEEP_MS => Ok(Duration::from_secs_f64(ms / 1e3)),
+        _ => Err(format!("it is not a number of milliseconds above 0, up to {MAX_SLEEP_MS}")),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sleeps_are_milliseconds() {
+        assert_eq!(sleep("2"), Ok(Duration::from_millis(2)));
+        assert_eq!(sleep("0.5"), Ok(Duration::from_micros(500)));
+        for text in ["", "0", "-1", "1001", "inf", "nan", "1ms"] {
+            assert!(sleep(text).is_err(), "{text}");
+        }
+    }
 
     #[test]
     fn sizes_have_units() {

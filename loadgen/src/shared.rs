@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::image::{self, IMAGE_SIZE};
 use crate::record::{PAGE_SIZE, VcpuPage};
+use crate::workload::Workload;
 
 /// What the guests wait for; as long as there is none, its place holds 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,13 +39,13 @@ pub(crate) struct Shared {
 unsafe impl Sync for Shared {}
 
 impl Shared {
-    /// Maps memory for `pages` vCPUs; what is never touched costs nothing.
-    pub(crate) fn new(pages: usize) -> io::Result<Self> {
+    /// Maps memory for `pages` vCPUs with this workload; what is never touched costs nothing.
+    pub(crate) fn new(pages: usize, workload: Workload) -> io::Result<Self> {
         let size = PAGE_SIZE + IMAGE_SIZE + pages * PAGE_SIZE;
         let memory = map(size, libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE)?;
         let shared = Self { memory, size };
         // SAFETY: these pages have just been mapped, and only this process knows them.
-        unsafe { image::write(shared.image()) };
+        unsafe { image::write(shared.image(), workload) };
         Ok(shared)
     }
 
@@ -85,6 +86,19 @@ pub(crate) fn map(size: usize, flags: i32) -> io::Result<NonNull<u8>> {
         return Err(io::Error::last_os_error());
     }
     NonNull::new(memory.cast()).ok_or_else(io::Error::last_os_error)
+}
+
+/// Sees to it that a mapping made with [`map`] gets its memory in pages of 4 KiB only, one fault each.
+pub(crate) fn forbid_huge_pages(memory: NonNull<u8>, size: usize) -> io::Result<()> {
+    // SAFETY: advice on a mapping that exists changes nothing in it.
+    match unsafe { libc::madvise(memory.as_ptr().cast(), size, libc::MADV_NOHUGEPAGE) } {
+        0 => Ok(()),
+        // EINVAL: this kernel has no huge pages.
+        _ => match io::Error::last_os_error() {
+            e if e.raw_os_error() == Some(libc::EINVAL) => Ok(()),
+            e => Err(e),
+        },
+    }
 }
 
 /// Maps two parts of a shared mapping a second time, one right after the other; sizes in bytes, whole pages.

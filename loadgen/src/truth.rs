@@ -11,6 +11,7 @@ use anyhow::{Context as _, Result};
 use common::session::usage;
 use serde::Serialize;
 
+use crate::exits::ExitKind;
 use crate::guest;
 use crate::process;
 use crate::record::VcpuPage;
@@ -68,7 +69,7 @@ impl Truth {
             ticks: page.ticks.load(Relaxed),
             ticks_missed: page.ticks_missed.load(Relaxed),
             latest_tick_ns: page.latest_tick_ns(),
-            exits: BTreeMap::from([("hlt", page.hlts.load(Relaxed))]),
+            exits: exits(page, workload),
             // A guest that has not come to its first look has read nothing yet.
             steal_ns: steal.then(|| {
                 let at_start_ns = page.steal_at_start_ns.load(Relaxed);
@@ -77,6 +78,15 @@ impl Truth {
             failure: page.failure().map(|failure| failure.to_string()),
         }
     }
+}
+
+/// By kind: all kinds of an `exits` guest, of the others those that they cause on purpose.
+fn exits(page: &VcpuPage, workload: Workload) -> BTreeMap<&'static str, u64> {
+    if !matches!(workload, Workload::Exits(_)) {
+        return BTreeMap::from([(ExitKind::Hlt.name(), page.hlts.load(Relaxed))]);
+    }
+    let done = |kind: ExitKind| page.kinds[kind as usize].done.load(Relaxed);
+    ExitKind::ALL.into_iter().map(|kind| (kind.name(), done(kind))).collect()
 }
 
 fn as_text<S: serde::Serializer>(workload: &Workload, to: S) -> Result<S::Ok, S::Error> {
@@ -146,6 +156,22 @@ mod tests {
         assert_eq!(
             line,
             r#"{"vm":"loadgen-0001","pid":101,"tid":102,"vcpu":1,"workload":"duty=30","iterations":23,"ticks":0,"ticks_missed":0,"latest_tick_ns":0,"exits":{"hlt":0},"steal_ns":null}"#
+        );
+    }
+
+    #[test]
+    fn exits_have_all_kinds() {
+        // SAFETY: a page of zeroes is a valid record: it has only integers.
+        let page: VcpuPage = unsafe { std::mem::zeroed() };
+        page.kinds[ExitKind::Pio as usize].done.store(503, Relaxed);
+        page.kinds[ExitKind::Pagefault as usize].done.store(23, Relaxed);
+        let workload = "exits=pagefault:23,pio:503".parse().expect("a workload");
+        let truth = Truth::read(&page, 0, 0, 101, workload, false);
+        let line = serde_json::to_value(&truth).expect("JSON");
+        assert_eq!(line["workload"], "exits=pagefault:23,pio:503");
+        assert_eq!(
+            line["exits"].to_string(),
+            r#"{"cpuid":0,"hlt":0,"hypercall":0,"mmio":0,"msr":0,"pagefault":23,"pio":503}"#
         );
     }
 

@@ -4,6 +4,8 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
+use crate::exits::{ExitKind, Exits};
+
 /// How often an `idle` guest ticks if nothing else is asked for.
 const IDLE_DEFAULT_HZ: u32 = 100;
 /// KVM keeps a guest's periodic timer from firing more often than every 200 µs
@@ -12,7 +14,7 @@ const IDLE_MAX_HZ: u32 = 5_000;
 /// The period in which a `duty` guest burns its share.
 const DUTY_PERIOD: Duration = Duration::from_millis(10);
 
-/// What every vCPU of a guest does until it is stopped.
+/// What every vCPU of a guest does until it is stopped or, with exits, done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Workload {
     /// Burns CPU in ring 3 of long mode and never leaves guest mode of its own accord.
@@ -27,6 +29,8 @@ pub enum Workload {
         /// CPU time, in per cent of the period.
         percent: u32,
     },
+    /// Leaves guest mode so many times, counted by kind, and then for good.
+    Exits(Exits),
 }
 
 /// The periodic timer of a workload that has one.
@@ -39,10 +43,10 @@ pub(crate) struct Timer {
 }
 
 impl Workload {
-    /// The timer this workload runs by; a guest without one needs no interrupt controller either.
+    /// The timer this workload runs by.
     pub(crate) fn timer(self) -> Option<Timer> {
         match self {
-            Self::Spin => None,
+            Self::Spin | Self::Exits(_) => None,
             Self::Idle { hz } => {
                 Some(Timer { period: Duration::from_secs(1) / hz, burn: Duration::ZERO })
             }
@@ -50,6 +54,28 @@ impl Workload {
                 Some(Timer { period: DUTY_PERIOD, burn: DUTY_PERIOD * percent / 100 })
             }
         }
+    }
+
+    /// True if guests need a local APIC, and CPUID for it.
+    pub(crate) fn has_apic(self) -> bool {
+        match self {
+            Self::Spin => false,
+            Self::Idle { .. } | Self::Duty { .. } => true,
+            Self::Exits(exits) => exits.count(ExitKind::Hlt) > 0,
+        }
+    }
+
+    /// How many pages of its own memory each vCPU touches.
+    pub(crate) fn fresh_pages(self) -> u32 {
+        match self {
+            Self::Spin | Self::Idle { .. } | Self::Duty { .. } => 0,
+            Self::Exits(exits) => exits.count(ExitKind::Pagefault),
+        }
+    }
+
+    /// True if guests leave when they are done, without being told to.
+    pub(crate) fn ends_by_itself(self) -> bool {
+        matches!(self, Self::Exits(_))
     }
 }
 
@@ -59,6 +85,7 @@ impl fmt::Display for Workload {
             Self::Spin => f.write_str("spin"),
             Self::Idle { hz } => write!(f, "idle={hz}"),
             Self::Duty { percent } => write!(f, "duty={percent}"),
+            Self::Exits(exits) => write!(f, "exits={exits}"),
         }
     }
 }
@@ -76,13 +103,14 @@ impl FromStr for Workload {
             ("idle", None) => Ok(Self::Idle { hz: IDLE_DEFAULT_HZ }),
             ("idle", Some(hz)) => Ok(Self::Idle { hz: within(hz, 1, IDLE_MAX_HZ, "HZ")? }),
             ("duty", Some(percent)) => Ok(Self::Duty { percent: within(percent, 1, 100, "PCT")? }),
-            _ => Err("it is none of spin, idle, idle=HZ, duty=PCT".to_owned()),
+            ("exits", Some(exits)) => Ok(Self::Exits(exits.parse()?)),
+            _ => Err("it is none of spin, idle, idle=HZ, duty=PCT, exits=KIND:COUNT".to_owned()),
         }
     }
 }
 
 /// A whole number in a range, or the sentence that says so.
-fn within(text: &str, min: u32, max: u32, name: &str) -> Result<u32, String> {
+pub(crate) fn within(text: &str, min: u32, max: u32, name: &str) -> Result<u32, String> {
     match text.parse() {
         Ok(number) if (min..=max).contains(&number) => Ok(number),
         _ => Err(format!("{name} is a whole number from {min} to {max}")),
@@ -95,7 +123,7 @@ mod tests {
 
     #[test]
     fn every_workload_reads_back_as_it_is_written() {
-        for text in ["spin", "idle=1", "idle=5000", "duty=1", "duty=100"] {
+        for text in ["spin", "idle=1", "idle=5000", "duty=1", "duty=100", "exits=msr:2,hlt:1@5"] {
             let workload: Workload = text.parse().expect(text);
             assert_eq!(workload.to_string(), text);
         }
@@ -117,6 +145,8 @@ mod tests {
             "duty=101",
             "duty=",
             "duty=30%",
+            "exits",
+            "exits=",
         ] {
             assert!(text.parse::<Workload>().is_err(), "{text}");
         }
@@ -125,10 +155,19 @@ mod tests {
     #[test]
     fn only_timed_workloads_have_a_timer() {
         assert_eq!(Workload::Spin.timer(), None);
+        assert!(!Workload::Spin.has_apic());
         let duty = Workload::Duty { percent: 30 }.timer().expect("a timer");
         assert_eq!(duty.burn, Duration::from_millis(3));
         let idle = Workload::Idle { hz: 1_000 }.timer().expect("a timer");
         assert_eq!(idle.period, Duration::from_millis(1));
         assert_eq!(idle.burn, Duration::ZERO);
+    }
+
+    #[test]
+    fn exits_need_a_local_apic_only_to_halt() {
+        let exits = |text: &str| text.parse::<Workload>().expect(text);
+        assert!(exits("exits=cpuid:1,hlt:1").has_apic());
+        assert!(!exits("exits=cpuid:1,pagefault:7").has_apic());
+        assert_eq!(exits("exits=cpuid:1,pagefault:7").fresh_pages(), 7);
     }
 }

@@ -5,6 +5,7 @@ mod support;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
+use std::path::Path;
 use std::process::Command;
 
 use support::{TempDir, loadgen};
@@ -33,6 +34,18 @@ fn bad_arguments() {
         "run --vms 1 --workload dance",
         "run --vms 1 --workload idle=0",
         "run --vms 1 --workload duty=101",
+        "run --vms 1 --workload exits",
+        "run --vms 1 --workload exits=nmi:1",
+        "run --vms 1 --workload exits=pio",
+        "run --vms 1 --workload exits=pio:0",
+        "run --vms 1 --workload exits=pio:5@0",
+        "run --vms 1 --workload exits=pio:5,pio:7",
+        "run --vms 1 --workload exits=pagefault:262145",
+        "run --vms 1 --vcpus 2 --workload exits=pagefault:131073",
+        "run --vms 1 --workload exits=pio:5 --vmm-sleep 0",
+        "run --vms 1 --workload exits=pio:5 --vmm-sleep 1001",
+        "run --vms 1 --workload exits=cpuid:5 --vmm-sleep 1",
+        "run --vms 1 --vmm-sleep 1",
         "run --vms 1 --duration 0",
         "run --vms 1 --duration -3",
         "run --vms 1 --duration soon",
@@ -53,6 +66,19 @@ fn more_guests_than_the_host_has_pids() {
     let (status, sentence) = refused(loadgen().args(args));
     assert_eq!(status, 3, "{sentence}");
     assert!(sentence.contains("sysctl -w kernel."), "{sentence}");
+}
+
+#[test]
+fn hypercalls_that_this_kvm_cannot_make() {
+    let pvm = Path::new("/sys/module/kvm_pvm").exists();
+    let args = ["run", "--vms", "1", "--workload", "exits=cpuid:1,hypercall:1", "--duration", "5"];
+    if pvm {
+        let (status, sentence) = refused(loadgen().args(args));
+        assert_eq!(status, 3, "{sentence}");
+        assert!(sentence.contains("leave out `hypercall`"), "{sentence}");
+    } else {
+        assert!(loadgen().args(args).status().expect("loadgen").success());
+    }
 }
 
 #[test]
