@@ -69,12 +69,11 @@ static __always_inline bool task_runnable(struct task_struct *task)
 
 /*
  * Why the guest was left, as kvm_exit's own record says (get_exit_info() of either vendor). Linux
- * 5.16 (0a62a0319abb, "KVM: x86: Get exit_reason as part of kvm_x86_ops.get_exit_info") took it
- * from the tracepoint's arguments. If neither vendor's type is known, the program is refused, and
+ * 5.16 ("KVM: x86: Get exit_reason as part of kvm_x86_ops.get_exit_info") took it from the
+ * tracepoint's arguments. If neither vendor's type is known, the program is refused, and
  * that record has to serve.
  *
- * Linux 6.16 (a0ee1d5faff1, "KVM: VMX: Move common fields of struct vcpu_{vmx,tdx} to a struct")
- * moved Intel's.
+ * Linux 6.16 ("KVM: VMX: Move common fields of struct vcpu_{vmx,tdx} to a struct") moved Intel's.
  */
 struct vcpu_vmx___pre_616 {
 	union vmx_exit_reason exit_reason;

@@ -39,8 +39,10 @@ const volatile bool with_detail = false;
 const volatile bool with_stacks = false;
 const volatile __u64 slower_ns = 0;
 
-/* Exits that found no room in a map, or whose end was not seen. */
+/* Exits that found no room in a map. */
 __u64 lost;
+/* Exits whose end was not seen. */
+__u64 unended;
 /* Slow exits that found no room in the ring buffer. */
 __u64 lost_slow;
 /* Elements created in `exits`: user space checks that it has read as many. */
@@ -220,9 +222,9 @@ static __noinline int count(struct vcpu_thread *t, __u32 tid, struct ended *end)
 
 static __always_inline void exit_begins(struct vcpu_thread *t, __u32 kind, __u32 code)
 {
-	/* Nobody saw it end: it cannot be told how long it was. */
+	/* How long the one before was cannot be told. */
 	if (t->exit_ns)
-		__sync_fetch_and_add(&lost, 1);
+		__sync_fetch_and_add(&unended, 1);
 	__builtin_memset(&t->parts, 0, sizeof(t->parts));
 	t->exit_kind = kind;
 	t->exit_code = code;
@@ -305,13 +307,13 @@ static __always_inline __u64 run_detail(struct vcpu_thread *t, __u32 reason)
 	}
 }
 
-static __always_inline int user_begins(void *ctx, __u32 reason, __s32 err)
+static __always_inline void user_begins(void *ctx, __u32 reason, __s32 err)
 {
 	struct vcpu_thread *t = this_thread();
 	__s64 stack;
 
 	if (!t || !wanted(t))
-		return 0;
+		return;
 	t->user_code = reason;
 	t->user_err = err < 0 ? err : 0;
 	t->user_detail = 0;
@@ -327,30 +329,28 @@ static __always_inline int user_begins(void *ctx, __u32 reason, __s32 err)
 	}
 	t->user_run_delay_ns = run_delay_ns();
 	t->user_ns = bpf_ktime_get_ns();
-	return 0;
 }
 
-static __always_inline int run_begins(__u32 tid)
+static __always_inline void run_begins(__u32 tid)
 {
 	struct kvm_vcpu *vcpu = task_vcpu((void *)bpf_get_current_task());
 	struct vcpu_thread *t = this_thread();
 	__u64 now;
 
 	if (!t)
-		return 0;
+		return;
 	if (!runs_seen)
 		runs_seen = true;
 	now = bpf_ktime_get_ns();
 	if (t->user_ns)
 		user_ends(t, tid, now);
 	if (!vcpu || t->vcpu == (__u64)vcpu)
-		return 0;
+		return;
 	/* Some VMMs (gVisor) let any thread run any vCPU: this is as far as the other one's exit is
 	 * known. */
 	if (t->exit_ns)
 		exit_ends(t, tid, now);
 	set_vcpu(t, vcpu);
-	return 0;
 }
 
 /* What is in progress ends with its thread. */
@@ -409,6 +409,28 @@ static __always_inline struct vcpu_thread *exiting_thread(struct task_struct *ta
 	return t && t->exit_ns && !t->user_ns ? t : NULL;
 }
 
+static __always_inline void exit_recorded(struct kvm_exit_record *record)
+{
+	struct vcpu_thread *t = this_thread();
+	__u16 port = record->info1 >> 16;
+	bool in;
+
+	if (!t)
+		return;
+	t->vm.vcpu_id = record->vcpu_id;
+	if (!wanted(t))
+		return;
+	exit_begins(t, record->isa, record->exit_reason);
+	/* Intel SDM, "Exit Qualification for I/O Instructions"; AMD APM, "EXITINFO1 for IOIO". */
+	if (record->isa == EXIT_VMX && (__u16)record->exit_reason == VMX_EXIT_IO_INSTRUCTION)
+		in = record->info1 & 1 << 3;
+	else if (record->isa == EXIT_SVM && record->exit_reason == SVM_EXIT_IOIO)
+		in = record->info1 & 1;
+	else
+		return;
+	t->exit_detail = DETAIL(DETAIL_PIO, port | (in ? 0 : PIO_OUT));
+}
+
 SEC("tp_btf/sched_switch")
 int BPF_PROG(sched_switch, bool preempt, struct task_struct *prev, struct task_struct *next)
 {
@@ -440,31 +462,21 @@ int kvm_exit(struct bpf_raw_tracepoint_args *ctx)
 }
 
 /*
+ * What programs on (not raw) tracepoints return: 0 would keep the event from perf, whoever uses it
+ * (perf_trace_run_bpf_submit() in kernel/events/core.c).
+ */
+#define FOR_PERF_TOO 1
+
+/*
  * Where KVM's types are not known, from the tracepoint's record, at twice the cost. Its layout has
- * been the same since Linux 5.10 (235ba74f008d, "KVM: x86: Add intr/vectoring info and error code
- * to kvm_exit tracepoint"); user space compares.
+ * been the same since Linux 5.10 ("KVM: x86: Add intr/vectoring info and error code to kvm_exit
+ * tracepoint"); user space compares.
  */
 SEC("tp/kvm/kvm_exit")
 int kvm_exit_record(struct kvm_exit_record *ctx)
 {
-	struct vcpu_thread *t = this_thread();
-
-	if (!t)
-		return 0;
-	t->vm.vcpu_id = ctx->vcpu_id;
-	if (!wanted(t))
-		return 0;
-	exit_begins(t, ctx->isa, ctx->exit_reason);
-	if (!with_detail)
-		return 0;
-	/* Intel SDM, "Exit Qualification for I/O Instructions"; AMD APM, "EXITINFO1 for IOIO". */
-	if (ctx->isa == EXIT_VMX && (__u16)ctx->exit_reason == VMX_EXIT_IO_INSTRUCTION)
-		t->exit_detail = DETAIL(DETAIL_PIO, (__u16)(ctx->info1 >> 16) |
-							    (ctx->info1 & 1 << 3 ? 0 : PIO_OUT));
-	if (ctx->isa == EXIT_SVM && ctx->exit_reason == SVM_EXIT_IOIO)
-		t->exit_detail = DETAIL(DETAIL_PIO,
-					(__u16)(ctx->info1 >> 16) | (ctx->info1 & 1 ? 0 : PIO_OUT));
-	return 0;
+	exit_recorded(ctx);
+	return FOR_PERF_TOO;
 }
 
 SEC("raw_tp/kvm_entry")
@@ -478,17 +490,24 @@ int kvm_entry(void *ctx)
 	return 0;
 }
 
-SEC("raw_tp/kvm_userspace_exit")
-int kvm_userspace_exit(struct bpf_raw_tracepoint_args *ctx)
+/*
+ * These two are no raw tracepoints. There programs may be preempted (seen on Linux 7.2: "bpf: Have
+ * __bpf_trace_run() use rcu_read_lock_dont_migrate()"), and the kernel then skips them for all
+ * other threads of that CPU. kvm_exit and kvm_entry fire with interrupts off.
+ */
+SEC("tp/kvm/kvm_userspace_exit")
+int kvm_userspace_exit(struct kvm_userspace_exit_record *ctx)
 {
-	return user_begins(ctx, ctx->args[0], ctx->args[1]);
+	user_begins(ctx, ctx->reason, ctx->err);
+	return FOR_PERF_TOO;
 }
 
-SEC("raw_tp/kvm_fpu")
-int kvm_fpu(struct bpf_raw_tracepoint_args *ctx)
+SEC("tp/kvm/kvm_fpu")
+int kvm_fpu(struct kvm_fpu_record *ctx)
 {
-	/* 1 is load, with which KVM_RUN begins. */
-	return ctx->args[0] == 1 ? run_begins(bpf_get_current_pid_tgid()) : 0;
+	if (ctx->load)
+		run_begins(bpf_get_current_pid_tgid());
+	return FOR_PERF_TOO;
 }
 
 SEC("tp_btf/sched_process_exit")

@@ -67,7 +67,18 @@ struct bpf_iter__task {
 	struct task_struct *task;
 };
 
-/* The record of kvm_exit, as far as it is read. */
+/* Records of tracepoints, as far as they are read. */
+struct kvm_userspace_exit_record {
+	u64 common;
+	u32 reason;
+	int err;
+};
+
+struct kvm_fpu_record {
+	u64 common;
+	u32 load;
+};
+
 struct kvm_exit_record {
 	u64 common;
 	u32 exit_reason;

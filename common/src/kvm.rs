@@ -11,12 +11,21 @@ const MODULES: &str = "/sys/module";
 /// Where tracefs is, or may be under debugfs.
 const TRACEFS: [&str; 2] = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
 
-/// Fails if this kernel has no KVM, loaded or built in: its tracepoints come with it.
+/// Fails if this kernel has no KVM, loaded or built in, or its tracepoints cannot be found.
 pub fn check() -> Result<()> {
-    if Path::new(MODULES).join("kvm").exists() {
-        return Ok(());
+    if !Path::new(MODULES).join("kvm").exists() {
+        return Err(host_cannot("KVM is not loaded: modprobe kvm_intel or kvm_amd"));
     }
-    Err(host_cannot("KVM is not loaded: modprobe kvm_intel or kvm_amd"))
+    exit_format().map(drop)
+}
+
+/// The format of kvm_exit's record.
+fn exit_format() -> Result<String> {
+    let read =
+        |tracefs| fs::read_to_string(Path::new(tracefs).join("events/kvm/kvm_exit/format")).ok();
+    TRACEFS.into_iter().find_map(read).ok_or_else(|| {
+        host_cannot("tracefs is not mounted: mount -t tracefs tracefs /sys/kernel/tracing")
+    })
 }
 
 /// The part of KVM that is made for this processor: `kvm_intel`, `kvm_amd` or another; `kvm` if that cannot be told.
@@ -30,16 +39,9 @@ pub fn vendor() -> String {
 const EXIT_RECORD: [(&str, usize); 4] =
     [("exit_reason", 8), ("isa", 24), ("info1", 32), ("vcpu_id", 56)];
 
-/// Fails if kvm_exit's record cannot be had, or is not what our program takes it for.
+/// Fails if kvm_exit's record is not what our program takes it for.
 pub fn check_exit_record() -> Result<()> {
-    let format = TRACEFS
-        .iter()
-        .find_map(|tracefs| {
-            fs::read_to_string(Path::new(tracefs).join("events/kvm/kvm_exit/format")).ok()
-        })
-        .ok_or_else(|| {
-            host_cannot("tracefs is not mounted: mount -t tracefs tracefs /sys/kernel/tracing")
-        })?;
+    let format = exit_format()?;
     match EXIT_RECORD.iter().find(|(name, offset)| offset_of(&format, name) != Some(*offset)) {
         None => Ok(()),
         Some((name, _)) => Err(host_cannot(format!(

@@ -181,8 +181,8 @@ fn run(args: Args) -> Result<ExitCode> {
             Ok(out.flush()?)
         })?;
         let losses = tracer.new_losses()?;
-        losses.warning().iter().for_each(|line| session::complain("kvmexits", line));
-        return Ok(args.exit_code(losses.lost + losses.slow));
+        losses.warnings().iter().for_each(|line| session::complain("kvmexits", line));
+        return Ok(args.exit_code(losses.lost() + losses.untold));
     }
 
     let unit = if args.milliseconds { Unit::Millis } else { Unit::Micros };
@@ -239,9 +239,9 @@ fn run(args: Args) -> Result<ExitCode> {
         }
         out.flush()?;
         names.end_interval();
-        lost += reading.losses.lost;
+        lost += reading.losses.lost();
         if report.format != Format::Text {
-            reading.losses.warning().iter().for_each(|line| session::complain("kvmexits", line));
+            reading.losses.warnings().iter().for_each(|line| session::complain("kvmexits", line));
         }
         ended.iter().for_each(|sentence| session::complain("kvmexits", sentence));
         if !more {

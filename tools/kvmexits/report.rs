@@ -13,26 +13,42 @@ use crate::rows::{By, Key, Row};
 /// What could not be counted in one interval.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Losses {
-    /// Exits that found no room in a map, whose end was not seen, or that found a program running.
-    pub lost: u64,
+    /// Exits that found no room in a map.
+    pub no_room: u64,
+    /// Exits whose end was not seen, so that how long they were is not known.
+    pub unended: u64,
+    /// Events that found our program running on their CPU, so that the kernel did not run it again.
+    pub missed: u64,
     /// Slow exits that are counted, but were not told.
-    pub slow: u64,
+    pub untold: u64,
 }
 
 impl Losses {
     /// What was added since `earlier`.
     pub fn since(&self, earlier: &Self) -> Self {
-        Self { lost: self.lost - earlier.lost, slow: self.slow - earlier.slow }
+        Self {
+            no_room: self.no_room - earlier.no_room,
+            unended: self.unended - earlier.unended,
+            missed: self.missed - earlier.missed,
+            untold: self.untold - earlier.untold,
+        }
     }
 
-    /// A sentence if anything is missing.
-    pub fn warning(&self) -> Option<String> {
+    /// Exits that are in no row, or may be.
+    pub fn lost(&self) -> u64 {
+        self.no_room + self.unended + self.missed
+    }
+
+    /// Sentences about what is missing.
+    pub fn warnings(&self) -> Vec<String> {
         let exits = |n: u64| format!("{n} exit{}", if n == 1 { "" } else { "s" });
-        match (self.lost, self.slow) {
-            (0, 0) => None,
-            (0, slow) => Some(format!("not shown {}: too many at once", exits(slow))),
-            (lost, _) => Some(format!("lost {}: no room for them", exits(lost))),
-        }
+        let all = [
+            (self.no_room, format!("lost {}: no room for them", exits(self.no_room))),
+            (self.unended, format!("lost {}: their end was not seen", exits(self.unended))),
+            (self.missed, format!("lost {} events: the kernel skipped them", self.missed)),
+            (self.untold, format!("not shown {}: too many at once", exits(self.untold))),
+        ];
+        all.into_iter().filter(|(count, _)| *count > 0).map(|(_, line)| line).collect()
     }
 }
 
@@ -103,7 +119,7 @@ impl Row {
             self.parts.userspace_ns.into(),
             self.parts.asleep_ns.into(),
             self.parts.runqueue_ns.into(),
-            losses.lost.into(),
+            losses.lost().into(),
         ];
         FIGURES.into_iter().zip(values)
     }
@@ -361,6 +377,6 @@ fn notes(rows: &[Row], context: &Context<'_>) -> Vec<String> {
              exits to userspace are complete"
         )
     }));
-    notes.extend(context.losses.warning());
+    notes.extend(context.losses.warnings());
     notes
 }

@@ -16,7 +16,7 @@ use common::{host, kvm, progs, time};
 use jiff::Timestamp;
 use libbpf_rs::skel::{OpenSkel as _, Skel as _, SkelBuilder as _};
 use libbpf_rs::{
-    Link, MapCore as _, MapFlags, OpenObject, OpenProgramMut, ProgramMut, RingBuffer,
+    Link, MapCore as _, MapFlags, MapType, OpenObject, OpenProgramMut, ProgramMut, RingBuffer,
     RingBufferBuilder,
 };
 use plain::Plain;
@@ -56,6 +56,8 @@ pub struct Wanted {
 
 /// How many reasons, and powers of two of each, a vCPU's exits usually spread over, when maps are sized.
 const ELEMENTS_PER_WRITER: u64 = 64;
+/// The same where all elements must exist from the start.
+const MAX_PREALLOCATED: u64 = 65_536;
 /// With details there are more.
 const DETAILS: u64 = 16;
 /// The least and the most elements there is room for; a bucket of an empty table is 16 bytes.
@@ -228,8 +230,12 @@ impl<'obj> Tracer<'obj> {
     /// What was lost since this was last asked.
     pub fn new_losses(&mut self) -> Result<Losses> {
         let bss = self.bss()?;
-        let now =
-            Losses { lost: bss.lost + progs::misses(self.skel.object())?, slow: bss.lost_slow };
+        let now = Losses {
+            no_room: bss.lost,
+            unended: bss.unended,
+            missed: progs::misses(self.skel.object())?,
+            untold: bss.lost_slow,
+        };
         let since = now.since(&self.earlier_losses);
         self.earlier_losses = now;
         Ok(since)
@@ -282,6 +288,13 @@ fn set_map_sizes(open: &mut OpenKvmexitsSkel<'_>, wanted: &Wanted) -> Result<()>
     let elements = elements.clamp(*ELEMENTS.start(), *ELEMENTS.end());
     open.maps.threads.set_max_entries(u32::try_from(threads)?)?;
     open.maps.exits.set_max_entries(u32::try_from(elements)?)?;
+    // Before Linux 6.1 (96da3f7d489d, "bpf: Remove tracing program restriction on map types") the kernel warns of
+    // programs on tracepoints that allocate. 6.1 is also the first to have ring buffers that user space writes.
+    if matches!(MapType::UserRingBuf.is_supported(), Ok(false)) {
+        open.maps.threads.set_map_flags(0)?;
+        open.maps.exits.set_map_flags(0)?;
+        open.maps.exits.set_max_entries(u32::try_from(elements.min(MAX_PREALLOCATED))?)?;
+    }
     if wanted.slower.is_some() {
         open.maps.slow.set_max_entries(SLOW_BYTES)?;
     }

@@ -1,0 +1,166 @@
+//! kvmexits shows the exits that guests know they caused, and no others.
+
+use std::path::Path;
+use std::process::Command;
+use std::{fs, thread};
+
+use serde_json::Value;
+
+use crate::util::perf::Counter;
+use crate::util::tool::{CsvRow, Tool, number, total};
+use crate::util::{TempDir, alone, loadgen};
+
+const KVMEXITS: &str = env!("CARGO_BIN_EXE_kvmexits");
+
+/// Whether this host's KVM fires kvm_exit: Intel's and AMD's do, PVM does not.
+fn traces_exits() -> bool {
+    ["kvm_amd", "kvm_intel"].iter().any(|module| Path::new("/sys/module").join(module).exists())
+}
+
+/// What kvmexits and the guests say of the same run.
+fn observed(kvmexits: &[&str], guests: &[&str]) -> (Vec<CsvRow>, Vec<Value>) {
+    let dir = TempDir::new("kvmexits");
+    let path = dir.join("truth.json");
+    let tool = Tool::start(KVMEXITS, kvmexits);
+    let guests = [&["run"], guests, &["--truth", path.to_str().unwrap()]].concat();
+    let ended = Tool::start(&loadgen(), &guests).wait();
+    assert!(ended.status.success(), "{}", ended.stderr);
+    let rows = tool.end(libc::SIGINT).rows();
+    let truth = fs::read_to_string(&path).unwrap();
+    (rows, truth.lines().map(|line| serde_json::from_str(line).unwrap()).collect())
+}
+
+/// Rows of these reasons, whatever the vendor calls them.
+fn of<'a>(rows: &'a [CsvRow], reasons: &[&str]) -> Vec<&'a CsvRow> {
+    rows.iter().filter(|row| reasons.contains(&row["reason"].as_str())).collect()
+}
+
+fn count(rows: &[CsvRow], reasons: &[&str]) -> u64 {
+    of(rows, reasons).into_iter().map(|row| number(row, "count")).sum()
+}
+
+/// What the vendors call what the guests did, and what a VMM is told of it.
+const HARDWARE: [(&str, &[&str]); 5] = [
+    ("cpuid", &["CPUID", "cpuid"]),
+    ("pio", &["IO_INSTRUCTION", "io"]),
+    ("msr", &["MSR_READ", "MSR_WRITE", "msr"]),
+    ("hypercall", &["VMCALL", "hypercall"]),
+    ("hlt", &["HLT", "hlt"]),
+];
+const USERSPACE: [(&str, &[&str]); 2] = [("pio", &["KVM_EXIT_IO"]), ("mmio", &["KVM_EXIT_MMIO"])];
+
+#[test]
+fn exits_are_those_that_guests_caused() {
+    let _alone = alone();
+    let (hardware, workload) = match traces_exits() {
+        true => (
+            &HARDWARE[..],
+            "exits=cpuid:1009,pio:503,mmio:251,msr:127,hypercall:101,hlt:61,pagefault:97",
+        ),
+        false => (&[][..], "exits=cpuid:1009,pio:503,mmio:251,msr:127,hlt:61"),
+    };
+    let kernels = traces_exits().then(|| Counter::start("kvm/kvm_exit"));
+    let guests = ["--vms", "3", "--vcpus", "2", "--workload", workload];
+    let (rows, truth) = observed(&["--by", "vcpu,reason", "--csv"], &guests);
+    assert_eq!(truth.len(), 6);
+    for vcpu in &truth {
+        let own = |row: &&CsvRow| {
+            number(row, "pid") == vcpu["pid"] && number(row, "vcpu") == vcpu["vcpu"]
+        };
+        let own: Vec<CsvRow> = rows.iter().filter(own).cloned().collect();
+        assert!(own.iter().all(|row| row["vm"] == vcpu["vm"]), "{own:?}");
+        for (kind, reasons) in hardware.iter().chain(&USERSPACE) {
+            assert_eq!(count(&own, reasons), vcpu["exits"][kind], "{kind}: {own:#?}");
+        }
+        assert_eq!(count(&own, &["KVM_EXIT_SHUTDOWN"]), 1, "how it left: {own:?}");
+    }
+    // Not one is missing: the kernel has counted as many, guests' first page faults and interrupts included.
+    let hardware = rows.iter().filter(|row| row["kind"] == "hardware");
+    let seen: u64 = hardware.map(|row| number(row, "count")).sum();
+    assert_eq!(seen, kernels.map_or(0, |kernels| kernels.count()));
+    assert!(rows.iter().all(|row| number(row, "lost") == 0));
+}
+
+#[test]
+fn the_parts_are_the_whole() {
+    let _alone = alone();
+    let workload = ["--vms", "3", "--workload", "exits=cpuid:211,pio:103,mmio:53@200"];
+    let (rows, _) = observed(&["--by", "vm,reason", "--csv"], &workload);
+    assert!(rows.len() >= 3 * 2);
+    for row in &rows {
+        let parts = ["kernel_ns", "userspace_ns", "asleep_ns", "runqueue_ns"];
+        let sum: u64 = parts.iter().map(|part| number(row, part)).sum();
+        assert_eq!(sum, number(row, "total_ns"), "{row:?}");
+    }
+}
+
+/// A VMM that takes its time is seen to do so, in the exit to userspace and in the exit from guest mode.
+#[test]
+fn a_slow_vmm_is_userspace_time() {
+    let _alone = alone();
+    let guests = ["--vms", "1", "--workload", "exits=pio:23", "--vmm-sleep", "5"];
+    let (rows, _) = observed(&["--csv"], &guests);
+    let mut expected = vec!["KVM_EXIT_IO"];
+    if traces_exits() {
+        expected.extend(["IO_INSTRUCTION", "io"]);
+    }
+    let rows = of(&rows, &expected);
+    assert_eq!(rows.len(), 1 + usize::from(traces_exits()), "{rows:?}");
+    for row in rows {
+        let (userspace_ns, total_ns) = (number(row, "userspace_ns"), number(row, "total_ns"));
+        assert!(userspace_ns >= 23 * 5_000_000, "{row:?}");
+        assert!(number(row, "p50_ns") >= 4_900_000, "{row:?}");
+        assert!(userspace_ns * 10 >= total_ns * 7, "{row:?}");
+        assert_eq!(number(row, "asleep_ns"), 0, "{row:?}");
+    }
+}
+
+/// Where a halt is known as such.
+#[test]
+fn a_halted_guest_is_asleep() {
+    if !traces_exits() {
+        return;
+    }
+    let _alone = alone();
+    let guests = ["--vms", "1", "--workload", "idle=50", "--duration", "3"];
+    let (rows, truth) = observed(&["--csv"], &guests);
+    let halts = of(&rows, &["HLT", "hlt"]);
+    assert_eq!(halts.len(), 1, "{rows:?}");
+    assert_eq!(number(halts[0], "count"), truth[0]["exits"]["hlt"]);
+    let (asleep_ns, total_ns) = (number(halts[0], "asleep_ns"), number(halts[0], "total_ns"));
+    assert!(total_ns > 1_500_000_000, "{halts:?}");
+    assert!(asleep_ns * 10 >= total_ns * 6, "{halts:?}");
+}
+
+/// Guests that share a CPU with spinners wait for it in the middle of their exits.
+#[test]
+fn an_overloaded_host_is_the_run_queue() {
+    let _alone = alone();
+    let cpus = thread::available_parallelism().unwrap().get();
+    let spin: Vec<_> = (0..3 * cpus)
+        .map(|_| Command::new("sh").args(["-c", "while :; do :; done"]).spawn().unwrap())
+        .collect();
+    let guests = ["--vms", "2", "--workload", "exits=pio:211@400"];
+    let (rows, _) = observed(&["--csv"], &guests);
+    for mut child in spin {
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    let rows: Vec<CsvRow> = rows.into_iter().filter(|row| row["kind"] == "userspace").collect();
+    let (runqueue_ns, total_ns) = (total(&rows, "runqueue_ns"), total(&rows, "total_ns"));
+    assert!(runqueue_ns * 2 > total_ns, "{rows:?}");
+}
+
+#[test]
+fn a_host_that_does_not_trace_exits_is_said_to_be_one() {
+    if traces_exits() {
+        return;
+    }
+    let _alone = alone();
+    let tool = Tool::start(KVMEXITS, &[]);
+    let guests = ["run", "--vms", "1", "--workload", "exits=pio:23"];
+    assert!(Tool::start(&loadgen(), &guests).wait().status.success());
+    let ended = tool.end(libc::SIGINT);
+    assert!(ended.stdout.contains("does not fire kvm_exit"), "{}", ended.stdout);
+    assert!(ended.stdout.contains("KVM_EXIT_IO"), "{}", ended.stdout);
+}
