@@ -47,8 +47,7 @@ pub(crate) struct Plan {
     split_irqchip: bool,
     /// Whether the processor's hypercall is VMCALL, not VMMCALL.
     vmcall: bool,
-    /// CPUID for each vCPU number, where guests need one: KVM gives a local APIC no periodic timer before it
-    /// has been told the processor's features.
+    /// CPUID for each vCPU number. Without one 6.12 refuses long mode, and KVM gives a local APIC no periodic timer.
     cpuids: Vec<CpuId>,
     /// The write to MSR_KVM_STEAL_TIME for each vCPU number: the same in all guests.
     steal_msrs: Vec<Msrs>,
@@ -57,10 +56,9 @@ pub(crate) struct Plan {
 impl Plan {
     /// Asks KVM what it can do.
     pub(crate) fn new(kvm: &Kvm, spec: &Spec) -> Result<Self> {
-        let cpuids = match spec.workload.has_apic() {
-            false => Vec::new(),
-            true => (0..spec.vcpus).map(|vcpu| cpuid(kvm, vcpu)).collect::<Result<_>>()?,
-        };
+        let supported = kvm
+            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+            .context("failed to get the CPUID leaves that KVM supports")?;
         let steal_msr = |vcpu| {
             let entry = kvm_msr_entry {
                 index: MSR_KVM_STEAL_TIME,
@@ -76,16 +74,16 @@ impl Plan {
             workload: spec.workload,
             vmm_sleep: spec.vmm_sleep,
             steal: kvm.check_extension_raw(KVM_CAP_STEAL_TIME.into()) > 0,
-            vmcall: knows_vmcall(&supported_cpuid(kvm)?),
+            vmcall: knows_vmcall(&supported),
             split_irqchip: kvm.check_extension(Cap::SplitIrqchip),
-            cpuids,
+            cpuids: (0..spec.vcpus).map(|vcpu| cpuid(&supported, vcpu)).collect(),
             steal_msrs: (0..spec.vcpus).filter_map(steal_msr).collect(),
         })
     }
 }
 
 /// A few leaves of what KVM supports, with the vCPU's own APIC identifier.
-fn cpuid(kvm: &Kvm, vcpu: u32) -> Result<CpuId> {
+fn cpuid(supported: &CpuId, vcpu: u32) -> CpuId {
     const LEAVES: [u32; 7] = [
         0x0,
         0x1,
@@ -95,19 +93,14 @@ fn cpuid(kvm: &Kvm, vcpu: u32) -> Result<CpuId> {
         0x8000_0001, // long mode
         0x8000_0008, // physical address bits
     ];
-    let mut cpuid = supported_cpuid(kvm)?;
+    let mut cpuid = supported.clone();
     cpuid.retain(|leaf| LEAVES.contains(&leaf.function));
     for leaf in cpuid.as_mut_slice() {
         if leaf.function == 1 {
             leaf.ebx = leaf.ebx & 0x00ff_ffff | vcpu << 24;
         }
     }
-    Ok(cpuid)
-}
-
-fn supported_cpuid(kvm: &Kvm) -> Result<CpuId> {
-    kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
-        .context("failed to get the CPUID leaves that KVM supports")
+    cpuid
 }
 
 /// Whether VMCALL is the hypercall of the processor that this is the CPUID of: so it is on Intel and those who make
@@ -219,6 +212,9 @@ impl Guest<'_> {
         let vcpu = vm.create_vcpu(number.into()).map_err(of_kvm(Step::CreateVcpu))?;
         let page = self.page(number);
         image::prepare_page(page, number);
+        if let Some(cpuid) = self.plan.cpuids.get(number as usize) {
+            vcpu.set_cpuid2(cpuid).map_err(of_kvm(Step::SetCpuid))?;
+        }
         let khz = || vcpu.get_tsc_khz().map_err(of_kvm(Step::GetTsc));
         if let Some(timer) = self.plan.workload.timer() {
             tell::timer(page, timer, khz()?);
@@ -227,9 +223,6 @@ impl Guest<'_> {
             tell::exits(page, &exits, number, khz()?, self.plan.vmcall);
         }
         if self.plan.workload.has_apic() {
-            if let Some(cpuid) = self.plan.cpuids.get(number as usize) {
-                vcpu.set_cpuid2(cpuid).map_err(of_kvm(Step::SetCpuid))?;
-            }
             // With a local APIC all vCPUs but the first wait for a start-up interrupt, unless told otherwise.
             let state = kvm_mp_state { mp_state: KVM_MP_STATE_RUNNABLE };
             vcpu.set_mp_state(state).map_err(of_kvm(Step::SetState))?;
