@@ -122,6 +122,16 @@ fn the_vmm_sleeps_before_it_answers() {
     assert!((0.425..2.0).contains(&run_s), "{run_s}");
 }
 
+/// However long each answer takes: the order to leave is looked for after each, so nobody has to be killed.
+#[test]
+fn a_slow_vmm_leaves_in_time() {
+    let _alone = alone();
+    let args = ["--vms", "1", "--workload", "exits=pio:1009,mmio:1009", "--vmm-sleep", "1000"];
+    let (summary, truth) = run(&[&args[..], &["--duration", "1.5"]].concat());
+    assert_eq!((number(&summary, "failed"), number(&summary, "killed")), (0, 0), "{summary}");
+    assert_eq!(number(&truth[0]["exits"], "pio"), 1, "{summary}");
+}
+
 /// An instance of the kernel's trace buffer that only this test has, with `kvm_userspace_exit` on.
 struct Trace(PathBuf);
 
