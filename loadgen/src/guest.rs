@@ -3,7 +3,6 @@
 //! It has been forked from the parent and shares the parent's pages as long as it does not write to them: no
 //! allocation, file or thread that it can do without.
 
-use std::arch::x86_64::__cpuid;
 use std::os::fd::{FromRawFd as _, RawFd};
 use std::ptr::{self, NonNull};
 use std::sync::atomic::Ordering::Relaxed;
@@ -19,21 +18,18 @@ use kvm_ioctls::{Cap, Kvm, VcpuExit, VcpuFd, VmFd};
 
 use crate::cgroup::Cgroup;
 use crate::code::{Entry, STOP_PORT};
-use crate::exits::{ExitKind, Exits};
 use crate::exits_code::PIO_PORT;
 use crate::fleet::Spec;
 use crate::image::{self, IMAGE_SIZE, MMIO_GPA};
 use crate::process;
 use crate::record::{Failure, PAGE_SIZE, Step, VcpuPage};
 use crate::shared::{self, Order, Shared};
-use crate::workload::{Timer, Workload};
+use crate::tell;
+use crate::workload::Workload;
 
 /// `MSR_KVM_STEAL_TIME` of arch/x86/include/uapi/asm/kvm_para.h, and its enable bit.
 const MSR_KVM_STEAL_TIME: u32 = 0x4b56_4d03;
 const MSR_KVM_STEAL_TIME_ENABLED: u64 = 1;
-
-/// How long a HLT of an `exits` guest lasts.
-const HLT_PERIOD: Duration = Duration::from_millis(1);
 
 /// Stack of a vCPU thread: it only calls KVM_RUN.
 const THREAD_STACK: usize = 64 << 10;
@@ -49,8 +45,9 @@ pub(crate) struct Plan {
     /// Whether KVM reports steal time.
     pub(crate) steal: bool,
     split_irqchip: bool,
-    /// CPUID for each vCPU number: before KVM has been told the processor's features it gives a local APIC no
-    /// periodic timer and, in newer kernels (seen in 6.12.117 and 7.2), refuses registers of long mode.
+    /// Whether the processor's hypercall is VMCALL, not VMMCALL.
+    vmcall: bool,
+    /// CPUID for each vCPU number. Without one 6.12 refuses long mode, and KVM gives a local APIC no periodic timer.
     cpuids: Vec<CpuId>,
     /// The write to MSR_KVM_STEAL_TIME for each vCPU number: the same in all guests.
     steal_msrs: Vec<Msrs>,
@@ -59,6 +56,9 @@ pub(crate) struct Plan {
 impl Plan {
     /// Asks KVM what it can do.
     pub(crate) fn new(kvm: &Kvm, spec: &Spec) -> Result<Self> {
+        let supported = kvm
+            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+            .context("failed to get the CPUID leaves that KVM supports")?;
         let steal_msr = |vcpu| {
             let entry = kvm_msr_entry {
                 index: MSR_KVM_STEAL_TIME,
@@ -74,15 +74,16 @@ impl Plan {
             workload: spec.workload,
             vmm_sleep: spec.vmm_sleep,
             steal: kvm.check_extension_raw(KVM_CAP_STEAL_TIME.into()) > 0,
+            vmcall: knows_vmcall(&supported),
             split_irqchip: kvm.check_extension(Cap::SplitIrqchip),
-            cpuids: (0..spec.vcpus).map(|vcpu| cpuid(kvm, vcpu)).collect::<Result<_>>()?,
+            cpuids: (0..spec.vcpus).map(|vcpu| cpuid(&supported, vcpu)).collect(),
             steal_msrs: (0..spec.vcpus).filter_map(steal_msr).collect(),
         })
     }
 }
 
 /// A few leaves of what KVM supports, with the vCPU's own APIC identifier.
-fn cpuid(kvm: &Kvm, vcpu: u32) -> Result<CpuId> {
+fn cpuid(supported: &CpuId, vcpu: u32) -> CpuId {
     const LEAVES: [u32; 7] = [
         0x0,
         0x1,
@@ -92,16 +93,22 @@ fn cpuid(kvm: &Kvm, vcpu: u32) -> Result<CpuId> {
         0x8000_0001, // long mode
         0x8000_0008, // physical address bits
     ];
-    let mut cpuid = kvm
-        .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
-        .context("failed to get the CPUID leaves that KVM supports")?;
+    let mut cpuid = supported.clone();
     cpuid.retain(|leaf| LEAVES.contains(&leaf.function));
     for leaf in cpuid.as_mut_slice() {
         if leaf.function == 1 {
             leaf.ebx = leaf.ebx & 0x00ff_ffff | vcpu << 24;
         }
     }
-    Ok(cpuid)
+    cpuid
+}
+
+/// Whether VMCALL is the hypercall of the processor that this is the CPUID of: so it is on Intel and those who make
+/// the like of it. On AMD and Hygon it is VMMCALL.
+fn knows_vmcall(cpuid: &CpuId) -> bool {
+    let vendor = cpuid.as_slice().iter().find(|leaf| leaf.function == 0);
+    let vendor = vendor.map(|leaf| [leaf.ebx, leaf.edx, leaf.ecx].map(u32::to_le_bytes));
+    !matches!(vendor.as_ref().map(|v| v.as_flattened()), Some(b"AuthenticAMD" | b"HygonGenuine"))
 }
 
 /// What a guest's process has been given.
@@ -210,10 +217,10 @@ impl Guest<'_> {
         }
         let khz = || vcpu.get_tsc_khz().map_err(of_kvm(Step::GetTsc));
         if let Some(timer) = self.plan.workload.timer() {
-            set_timer(page, timer, khz()?);
+            tell::timer(page, timer, khz()?);
         }
         if let Workload::Exits(exits) = self.plan.workload {
-            set_exits(page, &exits, number, khz()?);
+            tell::exits(page, &exits, number, khz()?, self.plan.vmcall);
         }
         if self.plan.workload.has_apic() {
             // With a local APIC all vCPUs but the first wait for a start-up interrupt, unless told otherwise.
@@ -295,32 +302,6 @@ impl Guest<'_> {
     }
 }
 
-/// Tells the guest what exits to cause.
-fn set_exits(page: &VcpuPage, exits: &Exits, vcpu: u32, tsc_khz: u32) {
-    page.tsc_khz.store(tsc_khz, Relaxed);
-    for exit in exits.iter() {
-        let record = &page.kinds[exit.kind as usize];
-        record.count.store(exit.count.into(), Relaxed);
-        let period_tsc = exit.period().map_or(0, |period| tsc_cycles(period.as_nanos(), tsc_khz));
-        record.period_tsc.store(period_tsc, Relaxed);
-    }
-    if exits.count(ExitKind::Hlt) > 0 {
-        page.period_ns.store(HLT_PERIOD.subsec_nanos(), Relaxed);
-    }
-    // Every vCPU has pages of its own.
-    let touched = u64::from(exits.count(ExitKind::Pagefault)) * u64::from(vcpu);
-    page.fresh_gva.store(image::MEMORY_GPA + touched * PAGE_SIZE as u64, Relaxed);
-    page.vmcall.store(knows_vmcall().into(), Relaxed);
-}
-
-/// Whether a guest's hypercall is VMCALL: it is on Intel and those who make the like of it. On AMD and Hygon it is
-/// VMMCALL.
-fn knows_vmcall() -> bool {
-    let leaf = __cpuid(0);
-    let vendor = [leaf.ebx, leaf.edx, leaf.ecx].map(u32::to_le_bytes);
-    !matches!(vendor.as_flattened(), b"AuthenticAMD" | b"HygonGenuine")
-}
-
 /// Gives the guest memory: a mapping of this process that is never unmapped.
 fn set_slot(vm: &VmFd, slot: u32, gpa: u64, size: u64, memory: NonNull<u8>) -> Result<(), Failure> {
     let region = kvm_userspace_memory_region {
@@ -335,24 +316,6 @@ fn set_slot(vm: &VmFd, slot: u32, gpa: u64, size: u64, memory: NonNull<u8>) -> R
     unsafe { vm.set_user_memory_region(region) }.map_err(of_kvm(Step::SetMemory))
 }
 
-/// Tells the guest about its timer.
-fn set_timer(page: &VcpuPage, timer: Timer, tsc_khz: u32) {
-    let period = tsc_cycles(timer.period.as_nanos(), tsc_khz);
-    let period_ns = u32::try_from(timer.period.as_nanos()).unwrap_or(u32::MAX);
-    page.tsc_khz.store(tsc_khz, Relaxed);
-    page.period_ns.store(period_ns, Relaxed);
-    page.period_tsc.store(period, Relaxed);
-    page.grid_tsc.store(period + (period >> 14), Relaxed);
-    page.burn_tsc.store(tsc_cycles(timer.burn.as_nanos(), tsc_khz), Relaxed);
-    page.tsc_per_ns.store(tsc_cycles(1 << 32, tsc_khz), Relaxed);
-}
-
-/// Nanoseconds in cycles of a TSC.
-fn tsc_cycles(ns: u128, tsc_khz: u32) -> u64 {
-    let cycles = ns * u128::from(tsc_khz) / 1_000_000;
-    u64::try_from(cycles).unwrap_or(u64::MAX)
-}
-
 fn of_kvm(step: Step) -> impl Fn(kvm_ioctls::Error) -> Failure {
     move |e| Failure::errno(step, e.errno())
 }
@@ -363,25 +326,23 @@ fn of_io(step: Step) -> impl Fn(std::io::Error) -> Failure {
 
 #[cfg(test)]
 mod tests {
+    use kvm_bindings::kvm_cpuid_entry2;
+
     use super::*;
+
+    #[test]
+    fn only_amd_and_its_like_have_no_vmcall() {
+        let [ebx, edx, ecx] = [*b"Auth", *b"enti", *b"cAMD"].map(u32::from_le_bytes);
+        let leaf = |ebx| kvm_cpuid_entry2 { ebx, edx, ecx, ..Default::default() };
+        let cpuid = |ebx| CpuId::from_entries(&[leaf(ebx)]).expect("CPUID");
+        assert!(!knows_vmcall(&cpuid(ebx)));
+        assert!(knows_vmcall(&cpuid(ebx + 1)));
+    }
 
     #[test]
     fn names_have_four_digits_and_more_where_needed() {
         assert_eq!(name(0), "loadgen-0001");
         assert_eq!(name(6_416), "loadgen-6417");
         assert_eq!(name(19_999), "loadgen-20000");
-    }
-
-    #[test]
-    fn a_timer_is_told_in_tsc_cycles() {
-        // SAFETY: a page of zeroes is a valid record: it has only integers.
-        let page: VcpuPage = unsafe { std::mem::zeroed() };
-        let timer = Workload::Duty { percent: 30 }.timer().expect("a timer");
-        set_timer(&page, timer, 2_600_000);
-        assert_eq!(page.period_ns.load(Relaxed), 10_000_000);
-        assert_eq!(page.period_tsc.load(Relaxed), 26_000_000);
-        assert_eq!(page.grid_tsc.load(Relaxed), 26_000_000 + 1_586);
-        assert_eq!(page.burn_tsc.load(Relaxed), 7_800_000);
-        assert_eq!(page.tsc_per_ns.load(Relaxed), (26 << 32) / 10);
     }
 }

@@ -26,7 +26,7 @@ const VCPU_GPA: u64 = IMAGE_GPA + IMAGE_SIZE as u64;
 pub(crate) const MAX_VCPUS: u32 = 255;
 /// Guest-physical address of the guest's own memory: above the 4 GiB with the local APIC.
 pub(crate) const MEMORY_GPA: u64 = 1 << 32;
-/// Processors with long mode have at least 36 bits of physical address.
+/// No processor has fewer than 36 bits of physical address.
 pub(crate) const MAX_MEMORY: u64 = (1 << 36) - MEMORY_GPA;
 /// Where KVM may put the three pages it needs on Intel hosts without unrestricted guest mode
 /// (KVM_SET_TSS_ADDR): below 4 GiB and outside all of the above.

@@ -14,6 +14,7 @@ mod janitor;
 mod process;
 mod record;
 mod shared;
+mod tell;
 mod truth;
 mod workload;
 

@@ -70,6 +70,9 @@ struct Summary {
     steal_ns: Option<u64>,
     killed: u32,
     failed: usize,
+    /// Whether the text has the exits: with ticks they would only say the same again.
+    #[serde(skip)]
+    shows_exits: bool,
 }
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
@@ -217,6 +220,7 @@ impl Summary {
             steal_ns: None,
             killed: stopped.killed,
             failed,
+            shows_exits: matches!(workload, Workload::Exits(_)),
         };
         for truth in fleet.truth() {
             summary.iterations += truth.iterations;
@@ -252,7 +256,7 @@ impl std::fmt::Display for Summary {
             .filter(|(_, count)| **count > 0)
             .map(|(kind, count)| format!("{count} {kind}"))
             .collect();
-        if !caused.is_empty() {
+        if self.shows_exits && !caused.is_empty() {
             write!(f, ", exits: {}", caused.join(" "))?;
         }
         match self.steal_ns {

@@ -56,7 +56,7 @@ impl Workload {
         }
     }
 
-    /// True if guests need a local APIC, and CPUID for it.
+    /// True if guests need a local APIC.
     pub(crate) fn has_apic(self) -> bool {
         match self {
             Self::Spin => false,

@@ -1,0 +1,83 @@
+//! What a guest is told in its vCPU's page before it starts: its timer, and the exits it is to cause.
+
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use crate::exits::{ExitKind, Exits};
+use crate::image;
+use crate::record::{PAGE_SIZE, VcpuPage};
+use crate::workload::Timer;
+
+/// How long a HLT of an `exits` guest lasts.
+const HLT_PERIOD: Duration = Duration::from_millis(1);
+
+/// Tells the guest about its timer.
+pub(crate) fn timer(page: &VcpuPage, wanted: Timer, tsc_khz: u32) {
+    let period = tsc_cycles(wanted.period.as_nanos(), tsc_khz).max(1);
+    let period_ns = u32::try_from(wanted.period.as_nanos()).unwrap_or(u32::MAX);
+    page.tsc_khz.store(tsc_khz, Relaxed);
+    page.period_ns.store(period_ns, Relaxed);
+    page.period_tsc.store(period, Relaxed);
+    page.grid_tsc.store(period + (period >> 14), Relaxed);
+    page.burn_tsc.store(tsc_cycles(wanted.burn.as_nanos(), tsc_khz), Relaxed);
+    page.tsc_per_ns.store(tsc_cycles(1 << 32, tsc_khz), Relaxed);
+}
+
+/// Tells the guest what exits to cause; `vmcall`: whether its hypercall is VMCALL.
+pub(crate) fn exits(page: &VcpuPage, wanted: &Exits, vcpu: u32, tsc_khz: u32, vmcall: bool) {
+    page.tsc_khz.store(tsc_khz, Relaxed);
+    for exit in wanted.iter() {
+        let record = &page.kinds[exit.kind as usize];
+        record.count.store(exit.count.into(), Relaxed);
+        let period_tsc = exit.period().map_or(0, |period| tsc_cycles(period.as_nanos(), tsc_khz));
+        record.period_tsc.store(period_tsc, Relaxed);
+    }
+    if wanted.count(ExitKind::Hlt) > 0 {
+        page.period_ns.store(HLT_PERIOD.subsec_nanos(), Relaxed);
+    }
+    // Every vCPU has pages of its own.
+    let touched = u64::from(wanted.count(ExitKind::Pagefault)) * u64::from(vcpu);
+    page.fresh_gva.store(image::MEMORY_GPA + touched * PAGE_SIZE as u64, Relaxed);
+    page.vmcall.store(vmcall.into(), Relaxed);
+}
+
+/// Nanoseconds in cycles of a TSC.
+fn tsc_cycles(ns: u128, tsc_khz: u32) -> u64 {
+    let cycles = ns * u128::from(tsc_khz) / 1_000_000;
+    u64::try_from(cycles).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::workload::Workload;
+
+    #[test]
+    fn a_timer_is_told_in_tsc_cycles() {
+        // SAFETY: a page of zeroes is a valid record: it has only integers.
+        let page: VcpuPage = unsafe { std::mem::zeroed() };
+        let wanted = Workload::Duty { percent: 30 }.timer().expect("a timer");
+        timer(&page, wanted, 2_600_000);
+        assert_eq!(page.period_ns.load(Relaxed), 10_000_000);
+        assert_eq!(page.period_tsc.load(Relaxed), 26_000_000);
+        assert_eq!(page.grid_tsc.load(Relaxed), 26_000_000 + 1_586);
+        assert_eq!(page.burn_tsc.load(Relaxed), 7_800_000);
+        assert_eq!(page.tsc_per_ns.load(Relaxed), (26 << 32) / 10);
+    }
+
+    #[test]
+    fn exits_are_told_by_kind_and_every_vcpu_has_pages_of_its_own() {
+        // SAFETY: a page of zeroes is a valid record: it has only integers.
+        let page: VcpuPage = unsafe { std::mem::zeroed() };
+        let wanted = "pagefault:1009,cpuid:503@100".parse().expect("exits");
+        exits(&page, &wanted, 2, 2_600_000, true);
+        let cpuid = &page.kinds[ExitKind::Cpuid as usize];
+        assert_eq!(cpuid.count.load(Relaxed), 503);
+        assert_eq!(cpuid.period_tsc.load(Relaxed), 26_000_000);
+        assert_eq!(page.kinds[ExitKind::Pagefault as usize].period_tsc.load(Relaxed), 0);
+        assert_eq!(page.kinds[ExitKind::Pio as usize].count.load(Relaxed), 0);
+        assert_eq!(page.fresh_gva.load(Relaxed), (4 << 30) + 2 * 1_009 * 4_096);
+        assert_eq!(page.vmcall.load(Relaxed), 1);
+        assert_eq!(page.period_ns.load(Relaxed), 0, "there is no HLT, so no timer");
+    }
+}
