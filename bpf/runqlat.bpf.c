@@ -32,8 +32,11 @@ __u64 unbooked;
 __u64 reconstructed;
 /* Elements created in `keyed`: user space checks that it has read as many. */
 __u64 keyed_created;
-/* The smallest difference seen between CLOCK_MONOTONIC and a run queue's clock; ~0 before. */
-__u64 clock_offset_ns;
+/*
+ * The smallest difference seen between CLOCK_MONOTONIC and a run queue's clock; the greatest number
+ * before. Either may be ahead: only one of them is corrected by NTP.
+ */
+__s64 clock_offset_ns;
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -246,7 +249,7 @@ static __always_inline int visit(struct seq_file *seq, struct task_struct *task,
 {
 	struct waiting_task waiting = {};
 	struct runq_wait wait = {};
-	__u64 offset;
+	__s64 offset;
 	bool in_vcpu;
 	struct rq *rq;
 

@@ -184,7 +184,7 @@ impl<'obj> Tracer<'obj> {
     }
 
     fn read_waiting(&mut self) -> Result<Vec<Waiting>> {
-        self.bss_mut()?.clock_offset_ns = u64::MAX;
+        self.bss_mut()?.clock_offset_ns = i64::MAX;
         let now_ns = time::monotonic_ns();
         let mut bytes = Vec::new();
         Iter::new(&self.tasks)
@@ -193,7 +193,7 @@ impl<'obj> Tracer<'obj> {
             .context("failed to read the task iterator")?;
         // A run queue's clock stands still between its updates. The one updated last, that of the CPU which
         // woke us, tells by how much it differs from CLOCK_MONOTONIC; all have the same base.
-        let clock_ns = now_ns.saturating_sub(self.bss()?.clock_offset_ns);
+        let clock_ns = now_ns.wrapping_add_signed(-self.bss()?.clock_offset_ns);
         bytes
             .chunks(size_of::<types::waiting_task>())
             .map(|record| {
