@@ -150,18 +150,30 @@ __noinline int hist_race(__u64 *where, __u64 extreme)
 	return 0;
 }
 
-/* The same where several CPUs write. */
+/*
+ * The same where several CPUs write. Linux before 5.12 (5ffa25502b5a, "bpf: Add instructions for
+ * atomic_[cmp]xchg") refuses every program that has an exchange: without it, of two extremes at one
+ * moment either may stay. User space keeps it within what the slots say.
+ */
 static __always_inline void hist_record_shared(struct hist_octave *o, __u32 octave, __u64 ns,
-					       __u64 n, __u64 sum_ns)
+					       __u64 n, __u64 sum_ns, bool exchange)
 {
 	__u32 now = epoch;
+	__u64 highest = hist_highest(ns, now), lowest = hist_lowest(ns, now);
 
 	__sync_fetch_and_add(&o->slots[hist_slot_of(ns, octave)], n);
 	__sync_fetch_and_add(&o->sum_ns, sum_ns);
 	__sync_fetch_and_add(&o->above_us, n * hist_above(ns, octave, 1000, 9));
 	__sync_fetch_and_add(&o->above_ms, n * hist_above(ns, octave, 1000000, 19));
-	hist_race(&o->highest[now & 1], hist_highest(ns, now));
-	hist_race(&o->lowest[now & 1], hist_lowest(ns, now));
+	if (exchange) {
+		hist_race(&o->highest[now & 1], highest);
+		hist_race(&o->lowest[now & 1], lowest);
+		return;
+	}
+	if (highest > o->highest[now & 1])
+		o->highest[now & 1] = highest;
+	if (lowest > o->lowest[now & 1])
+		o->lowest[now & 1] = lowest;
 }
 
 #endif /* __HIST_BPF_H */

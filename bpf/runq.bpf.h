@@ -3,6 +3,11 @@
  * How long did a task wait for a CPU? The kernel keeps books (struct sched_info, written by
  * kernel/sched/stats.h): last_queued is set when a task becomes runnable and still set when
  * sched_switch fires; run_delay is the sum of its waits, closed in sched_info_arrive() right after.
+ *
+ * Linux before 5.13 has no task storage for tracing programs (a10787e6d58c, "bpf: Enable task local
+ * storage for tracing programs"), and refuses programs that so much as contain what keeping books
+ * takes. So whether one @has_books is a constant for each program; without them a wait is its last
+ * part, how it began is not known, and a vCPU's thread is known only inside its ioctl.
  */
 #ifndef __RUNQ_BPF_H
 #define __RUNQ_BPF_H
@@ -123,7 +128,7 @@ volatile bool runq_books_open;
  * changed since the task last got one, it was pushed off.
  */
 static __always_inline void runq_wait_ends(struct task_struct *next, struct rq *rq, bool in_vcpu,
-					   struct runq_wait *wait)
+					   bool has_books, struct runq_wait *wait)
 {
 	__u64 queued = next->sched_info.last_queued;
 	__u64 pcount = next->sched_info.pcount;
@@ -137,25 +142,27 @@ static __always_inline void runq_wait_ends(struct task_struct *next, struct rq *
 			wait->ns = 0;
 	}
 	wait->booked = !!queued;
+	wait->began = BEGAN_UNSEEN;
+	wait->vcpu = in_vcpu;
+	if (!has_books)
+		return;
 
 	b = bpf_task_storage_get(&books, next, NULL, 0);
 	if (!b && runq_books_open)
 		b = runq_open_books(next, in_vcpu);
 	if (!b) {
 		wait->no_books = true;
-		wait->began = BEGAN_UNSEEN;
-		wait->vcpu = in_vcpu;
 		return;
 	}
 
 	last_part = wait->ns;
 	wait->ns += runq_growth(b, pcount, run_delay, wait);
-	if (b->flags & RUNQ_START_UNSEEN)
-		wait->began = BEGAN_UNSEEN;
-	else if (b->nvcsw == next->nvcsw)
-		wait->began = BEGAN_BY_PREEMPTION;
-	else
-		wait->began = wait->missed ? BEGAN_UNSEEN : BEGAN_BY_WAKEUP;
+	if (!(b->flags & RUNQ_START_UNSEEN)) {
+		if (b->nvcsw == next->nvcsw)
+			wait->began = BEGAN_BY_PREEMPTION;
+		else if (!wait->missed)
+			wait->began = BEGAN_BY_WAKEUP;
+	}
 	if (in_vcpu)
 		b->flags |= RUNQ_VCPU;
 	wait->vcpu = b->flags & RUNQ_VCPU;
@@ -174,13 +181,15 @@ static __always_inline void runq_wait_ends(struct task_struct *next, struct rq *
  * Missed waits are caught up with while the task sleeps. If it gets a CPU at this very moment, both
  * sides may count them: the exchange keeps that to the time between two instructions.
  */
-static __always_inline void runq_look(struct task_struct *task, bool in_vcpu,
+static __always_inline void runq_look(struct task_struct *task, bool in_vcpu, bool has_books,
 				      struct runq_wait *wait)
 {
 	__u64 pcount = task->sched_info.pcount, before, run_delay;
 	struct runq_books *b;
 
 	wait->vcpu = in_vcpu;
+	if (!has_books)
+		return;
 	b = runq_open_books(task, in_vcpu);
 	if (!b)
 		return;

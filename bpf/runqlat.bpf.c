@@ -32,8 +32,11 @@ __u64 unbooked;
 __u64 reconstructed;
 /* Elements created in `keyed`: user space checks that it has read as many. */
 __u64 keyed_created;
-/* The smallest difference seen between CLOCK_MONOTONIC and a run queue's clock; ~0 before. */
-__u64 clock_offset_ns;
+/*
+ * The smallest difference seen between CLOCK_MONOTONIC and a run queue's clock; the greatest number
+ * before. Either may be ahead: only one of them is corrected by NTP.
+ */
+__s64 clock_offset_ns;
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -72,7 +75,8 @@ static __always_inline __u64 task_pidns_inum(struct task_struct *task)
 /*
  * PID namespaces and cgroups are asked for by some users only, and would make every start slower:
  * libbpf looks through all types of the kernel for each type of ours, a millisecond each. So there
- * are two programs of each kind, and @all is a constant: may this one read everything?
+ * are two programs of each kind, and @all is a constant: may this one read everything? A third,
+ * plain one is for kernels without books (runq.bpf.h).
  */
 static __always_inline __u64 task_id(struct task_struct *task, bool all)
 {
@@ -131,7 +135,8 @@ struct samples {
 	__u32 pad;
 };
 
-static __always_inline void count_keyed(struct task_struct *task, __u64 id, struct samples *s)
+static __always_inline void count_keyed(struct task_struct *task, __u64 id, struct samples *s,
+					bool has_books)
 {
 	struct waits_key key = {.id = id, .octave = hist_octave_of(s->ns)};
 	static const struct keyed_waits none;
@@ -148,7 +153,7 @@ static __always_inline void count_keyed(struct task_struct *task, __u64 id, stru
 			return;
 		}
 	}
-	hist_record_shared(&k->waits.hist, key.octave, s->ns, s->n, s->sum_ns);
+	hist_record_shared(&k->waits.hist, key.octave, s->ns, s->n, s->sum_ns, has_books);
 	if (s->began == BEGAN_BY_PREEMPTION)
 		__sync_fetch_and_add(&k->waits.preempted, s->n);
 	if (s->began == BEGAN_UNSEEN)
@@ -178,12 +183,12 @@ static __always_inline void count_on_cpu(__u32 element, struct samples *s)
 
 /* Records waits of @task under @id or, if they have no other key, in @element of by_cpu. */
 static __always_inline void count(struct task_struct *task, __u64 id, __u32 element,
-				  struct samples *s)
+				  struct samples *s, bool has_books)
 {
 	if (by == BY_NOTHING || by == BY_CPU)
 		count_on_cpu(element, s);
 	else
-		count_keyed(task, id, s);
+		count_keyed(task, id, s, has_books);
 }
 
 /*
@@ -197,11 +202,11 @@ static __noinline int count_missed(struct task_struct *task, __u64 id, __u32 ele
 
 	s.began = BEGAN_UNSEEN;
 	__sync_fetch_and_add(&reconstructed, n);
-	count(task, id, element, &s);
+	count(task, id, element, &s, true);
 	return 0;
 }
 
-static __always_inline int switched_in(struct task_struct *next, bool all)
+static __always_inline int switched_in(struct task_struct *next, bool all, bool has_books)
 {
 	bool in_vcpu = wants_vcpus() && task_in_vcpu(next);
 	__u32 cpu = bpf_get_smp_processor_id();
@@ -212,7 +217,7 @@ static __always_inline int switched_in(struct task_struct *next, bool all)
 
 	if (!next->pid || !wanted_for_ever(next))
 		return 0;
-	runq_wait_ends(next, rq, in_vcpu, &wait);
+	runq_wait_ends(next, rq, in_vcpu, has_books, &wait);
 	if (!wanted_now(next, cpu, wait.vcpu, all))
 		return 0;
 	/* No memory for them, or (before 6.3) they are being looked at on this CPU. */
@@ -221,7 +226,7 @@ static __always_inline int switched_in(struct task_struct *next, bool all)
 		return 0;
 	}
 	id = task_id(next, all);
-	if (wait.missed)
+	if (has_books && wait.missed)
 		count_missed(next, id, cpu, wait.missed, wait.missed_ns);
 	if (!wait.booked && !wait.ns) {
 		__sync_fetch_and_add(&unbooked, 1);
@@ -231,7 +236,7 @@ static __always_inline int switched_in(struct task_struct *next, bool all)
 	s.n = 1;
 	s.sum_ns = wait.ns;
 	s.began = wait.began;
-	count(next, id, cpu, &s);
+	count(next, id, cpu, &s, has_books);
 	return 0;
 }
 
@@ -242,11 +247,12 @@ static __noinline void write_waiting(struct seq_file *seq, struct waiting_task *
 }
 
 /* Opens books for tasks not known yet, catches up with missed waits, writes tasks that wait. */
-static __always_inline int visit(struct seq_file *seq, struct task_struct *task, bool all)
+static __always_inline int visit(struct seq_file *seq, struct task_struct *task, bool all,
+				 bool has_books)
 {
 	struct waiting_task waiting = {};
 	struct runq_wait wait = {};
-	__u64 offset;
+	__s64 offset;
 	bool in_vcpu;
 	struct rq *rq;
 
@@ -261,12 +267,12 @@ static __always_inline int visit(struct seq_file *seq, struct task_struct *task,
 		return 0;
 
 	in_vcpu = wants_vcpus() && task_in_vcpu(task);
-	runq_look(task, in_vcpu, &wait);
+	runq_look(task, in_vcpu, has_books, &wait);
 	waiting.cpu = BPF_CORE_READ(rq, cpu);
 	if (!wanted_now(task, waiting.cpu, wait.vcpu, all))
 		return 0;
 	waiting.id = task_id(task, all);
-	if (wait.missed)
+	if (has_books && wait.missed)
 		count_missed(task, waiting.id, cpus + waiting.cpu, wait.missed, wait.missed_ns);
 	/*
 	 * Asleep but queued: delayed dequeue (Linux 6.12) leaves a sleeper on its run queue, and
@@ -284,13 +290,19 @@ static __always_inline int visit(struct seq_file *seq, struct task_struct *task,
 SEC("tp_btf/sched_switch")
 int BPF_PROG(sched_switch, bool preempt, struct task_struct *prev, struct task_struct *next)
 {
-	return switched_in(next, false);
+	return switched_in(next, false, true);
 }
 
 SEC("tp_btf/sched_switch")
 int BPF_PROG(sched_switch_all, bool preempt, struct task_struct *prev, struct task_struct *next)
 {
-	return switched_in(next, true);
+	return switched_in(next, true, true);
+}
+
+SEC("tp_btf/sched_switch")
+int BPF_PROG(sched_switch_plain, bool preempt, struct task_struct *prev, struct task_struct *next)
+{
+	return switched_in(next, true, false);
 }
 
 SEC("tp_btf/task_newtask")
@@ -304,13 +316,19 @@ int BPF_PROG(task_newtask, struct task_struct *task, u64 clone_flags)
 SEC("iter/task")
 int tasks(struct bpf_iter__task *ctx)
 {
-	return visit(ctx->meta->seq, ctx->task, false);
+	return visit(ctx->meta->seq, ctx->task, false, true);
 }
 
 SEC("iter/task")
 int tasks_all(struct bpf_iter__task *ctx)
 {
-	return visit(ctx->meta->seq, ctx->task, true);
+	return visit(ctx->meta->seq, ctx->task, true, true);
+}
+
+SEC("iter/task")
+int tasks_plain(struct bpf_iter__task *ctx)
+{
+	return visit(ctx->meta->seq, ctx->task, true, false);
 }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

@@ -194,8 +194,9 @@ struct sched_info {
 
 struct task_struct {
 	unsigned int __state;
-	int on_cpu;
-	int on_rq;
+	/* int, in Linux 7.2 u8: libbpf changes the size of a load only if it is unsigned here. */
+	unsigned int on_cpu;
+	unsigned int on_rq;
 	struct sched_entity se;
 	struct hlist_head preempt_notifiers;
 	struct sched_info sched_info;

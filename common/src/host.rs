@@ -93,15 +93,17 @@ pub fn explain_load_error(err: libbpf_rs::Error) -> anyhow::Error {
             ));
         }
     }
-    if matches!(MapType::TaskStorage.is_supported(), Ok(false)) {
-        return host_cannot("this kernel has no BPF task storage: boot Linux 5.13 or later");
-    }
     if err.kind() == ErrorKind::PermissionDenied {
         return host_cannot(format!(
             "the kernel refuses to load BPF programs ({err}): run as root"
         ));
     }
     anyhow::Error::new(err).context("failed to load the BPF programs (-v shows why)")
+}
+
+/// True if the kernel has no BPF task storage (Linux before 5.13), without which some programs cannot be loaded.
+pub fn lacks_task_storage() -> bool {
+    matches!(MapType::TaskStorage.is_supported(), Ok(false))
 }
 
 fn has_field(btf: &Btf<'_>, name: &str, field: &str) -> bool {

@@ -3,8 +3,17 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[allow(dead_code, reason = "these tests use a part of it")]
 #[path = "../util/mod.rs"]
 mod util;
 
 mod kvmexits;
 mod loadgen;
+mod runqlat;
+
+/// The running kernel's version, as (6, 12).
+fn kernel() -> (u32, u32) {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = release.split(['.', '-']).map_while(|number| number.trim().parse().ok());
+    (numbers.next().unwrap(), numbers.next().unwrap())
+}

@@ -5,9 +5,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::RUNQLAT;
-use crate::util::alone;
 use crate::util::threads::{Threads, burn, pin, set_fifo};
 use crate::util::tool::{CsvRow, Tool, csv_rows, number, total};
+use crate::util::{self, alone};
 
 /// A prime number of threads, more than the CPUs can run at once.
 const THREADS: usize = 23;
@@ -20,6 +20,10 @@ fn trace(threads: &Threads) -> HashMap<i32, CsvRow> {
     threads.finish();
     let rows = tool.end(libc::SIGINT).rows();
     rows.into_iter().map(|row| (number(&row, "tid") as i32, row)).collect()
+}
+
+fn timeslices(tid: i32) -> u64 {
+    util::timeslices(std::process::id(), tid)
 }
 
 /// One thread, as the kernel's books and runqlat have it.
@@ -137,12 +141,6 @@ fn what_finds_no_room_is_counted() {
     // This test's own thread, which has waited for the others, and the test runner's are in it, too.
     let seen = total(&rows, "count") + lost;
     assert!(seen >= happened && seen <= happened + happened / 5, "{seen} of {happened}");
-}
-
-/// The third field of schedstat: how often the thread got a CPU.
-fn timeslices(tid: i32) -> u64 {
-    let text = std::fs::read_to_string(format!("/proc/self/task/{tid}/schedstat")).unwrap();
-    text.split_whitespace().nth(2).unwrap().parse().unwrap()
 }
 
 #[test]

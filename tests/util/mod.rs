@@ -27,6 +27,12 @@ pub fn run_delay_ns(pid: u32, tid: i32) -> u64 {
     text.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
+/// The third field: how often the thread got a CPU.
+pub fn timeslices(pid: u32, tid: i32) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{pid}/task/{tid}/schedstat")).unwrap();
+    text.split_whitespace().nth(2).unwrap().parse().unwrap()
+}
+
 /// A directory that is removed at the end.
 pub struct TempDir(pub PathBuf);
 

@@ -119,11 +119,16 @@ impl Drop for Threads {
 
 /// Binds the calling thread to a CPU.
 pub fn pin(cpu: usize) {
+    pin_thread(0, cpu);
+}
+
+/// Binds a thread to a CPU; 0 is the calling one.
+pub fn pin_thread(tid: i32, cpu: usize) {
     // SAFETY: an all-zero cpu_set_t is an empty set, and it outlives the call.
     unsafe {
         let mut set: libc::cpu_set_t = std::mem::zeroed();
         libc::CPU_SET(cpu, &mut set);
-        assert_eq!(libc::sched_setaffinity(0, size_of_val(&set), &set), 0);
+        assert_eq!(libc::sched_setaffinity(tid, size_of_val(&set), &set), 0);
     }
 }
 

@@ -108,8 +108,8 @@ fn run(args: Args) -> Result<ExitCode> {
     host::show_libbpf_messages(args.output.verbose);
     let stop = Stop::install()?;
 
-    let mut object = MaybeUninit::uninit();
-    let mut tracer = Tracer::start(&wanted, &mut object)?;
+    let mut objects = [const { MaybeUninit::uninit() }; 2];
+    let mut tracer = Tracer::start(&wanted, &mut objects)?;
     let mut ticker = Ticker::new(args.output.interval, args.output.count, args.output.duration);
 
     let report = Report {
@@ -117,6 +117,7 @@ fn run(args: Args) -> Result<ExitCode> {
         by: wanted.by,
         unit: if args.milliseconds { Unit::Millis } else { Unit::Micros },
         timestamp: args.output.timestamp,
+        has_books: tracer.has_books(),
     };
     let mut hdr_serializer = HdrSerializer::new();
     let mut hdr = match &mut hdr_file {

@@ -170,8 +170,8 @@ impl Row {
         }
     }
 
-    /// The columns after the keys.
-    fn figures(&self, losses: &Losses) -> [Field; 12] {
+    /// The columns after the keys. Without books nobody knows how a wait began.
+    fn figures(&self, losses: &Losses, has_books: bool) -> [Field; 12] {
         let hist = &self.hist;
         let [p50, p90, p99, p999] = hist.quantiles_ns(QUANTILES).map_or([None; 4], |q| q.map(Some));
         [
@@ -183,7 +183,7 @@ impl Row {
             ("p90_ns", p90.into()),
             ("p99_ns", p99.into()),
             ("p999_ns", p999.into()),
-            ("preempted", self.preempted.into()),
+            ("preempted", has_books.then_some(self.preempted).into()),
             ("waiting", self.waiting.into()),
             ("longest_waiting_ns", self.longest_waiting_ns.into()),
             ("lost", losses.lost.into()),
@@ -247,7 +247,7 @@ impl Row {
 }
 
 fn figure_columns() -> Vec<&'static str> {
-    Row::new(Key::All).figures(&Losses::default()).into_iter().map(|(name, _)| name).collect()
+    Row::new(Key::All).figures(&Losses::default(), true).into_iter().map(|(name, _)| name).collect()
 }
 
 /// Writes a run's intervals in one format.
@@ -260,7 +260,13 @@ pub struct Report {
     pub unit: Unit,
     /// Whether text begins with the time of day.
     pub timestamp: bool,
+    /// Whether the kernel lets the programs keep books on tasks.
+    pub has_books: bool,
 }
+
+/// What is missing without books.
+const NO_BOOKS: &str = "this kernel has no task storage: a wait counts from its last move between CPUs, vCPUs' waits \
+                        count only inside KVM, how waits began is unknown";
 
 impl Report {
     /// What comes before the first interval.
@@ -268,6 +274,10 @@ impl Report {
         let columns = match self.format {
             Format::Text => {
                 writeln!(out, "Tracing run queue latency... Hit Ctrl-C to end.")?;
+                if !self.has_books {
+                    let words: Vec<_> = NO_BOOKS.split(' ').map(str::to_owned).collect();
+                    output::write_words(out, &words)?;
+                }
                 return Ok(());
             }
             Format::Json => return Ok(()),
@@ -301,13 +311,13 @@ impl Report {
                     }
                 }
                 Format::Json => {
-                    let figures = row.figures(losses).into_iter();
+                    let figures = row.figures(losses, self.has_books).into_iter();
                     let seen = [("start_unseen", row.start_unseen.into())];
                     let buckets = [output::buckets_json(&row.hist)];
                     let more = seen.into_iter().chain(losses.fields()).chain(buckets);
                     output::write_json_line(out, keys.chain(figures).chain(more))?;
                 }
-                _ => output::write_csv_row(out, keys.chain(row.figures(losses)))?,
+                _ => output::write_csv_row(out, keys.chain(row.figures(losses, self.has_books)))?,
             }
         }
         Ok(())
@@ -361,7 +371,7 @@ mod tests {
     }
 
     fn written(format: Format, by: By, rows: &[Row], losses: Losses) -> String {
-        let report = Report { format, by, unit: Unit::Micros, timestamp: false };
+        let report = Report { format, by, unit: Unit::Micros, timestamp: false, has_books: true };
         let mut out = Vec::new();
         report.begin(&mut out).unwrap();
         report.interval(&mut out, &interval(), rows, &losses).unwrap();
@@ -416,6 +426,32 @@ mod tests {
         no times for 6 waits: preempted on the way to sleep
         from totals 7 waits: sched_switch did not show them
         ");
+    }
+
+    #[test]
+    fn what_a_kernel_without_task_storage_cannot_tell_is_said() {
+        let unseen = Row { preempted: 0, start_unseen: 1_000, ..row(Key::All) };
+        let (by, unit) = (By::Nothing, Unit::Micros);
+        let written = |format| {
+            let report = Report { format, by, unit, timestamp: false, has_books: false };
+            let mut out = Vec::new();
+            report.begin(&mut out).unwrap();
+            report
+                .interval(&mut out, &interval(), std::slice::from_ref(&unseen), &Losses::default())
+                .unwrap();
+            String::from_utf8(out).unwrap()
+        };
+        let text = written(Format::Text);
+        insta::assert_snapshot!(text.split_once("\n\n").unwrap().0, @r"
+        Tracing run queue latency... Hit Ctrl-C to end.
+        this kernel has no task storage: a wait counts from its last move between CPUs,
+          vCPUs' waits count only inside KVM, how waits began is unknown
+        ");
+        assert!(!text.contains("preempted"), "{text}");
+        let csv = written(Format::Csv(CsvKind::Summary));
+        assert!(csv.ends_with(",8990693,,22,43100000,0\n"), "{csv}");
+        let json: Value = serde_json::from_str(&written(Format::Json)).unwrap();
+        assert_eq!((&json["preempted"], &json["start_unseen"]), (&Value::Null, &1_000.into()));
     }
 
     #[test]

@@ -55,11 +55,16 @@ const OCTAVES_PER_KEY: u64 = 8;
 /// The least number of tasks that maps have room for: those yet to be created.
 const MIN_KEYS: u64 = 65_536;
 
+/// The same where map elements must exist before they are used, which costs 27 MB for so many tasks.
+const MIN_KEYS_PREALLOCATED: u64 = 8_192;
+
 /// The attached program.
 pub struct Tracer<'obj> {
     skel: RunqlatSkel<'obj>,
+    /// Whether the programs keep books on tasks: see bpf/runq.bpf.h.
+    has_books: bool,
     tasks: Link,
-    _others: [Link; 2],
+    _others: Vec<Link>,
     by: By,
     cpus: u32,
     epoch: u32,
@@ -84,29 +89,39 @@ pub struct Reading {
 }
 
 impl<'obj> Tracer<'obj> {
-    /// Loads and attaches the program. The interval starts here.
-    pub fn start(wanted: &Wanted, object: &'obj mut MaybeUninit<OpenObject>) -> Result<Self> {
-        let mut open = RunqlatSkelBuilder::default()
-            .open(object)
-            .context("failed to open the BPF programs")?;
+    /// Loads and attaches the program. The interval starts here. The second place is taken where the kernel refuses
+    /// programs that keep books on tasks.
+    pub fn start(
+        wanted: &Wanted,
+        [object, plain]: &'obj mut [MaybeUninit<OpenObject>; 2],
+    ) -> Result<Self> {
         let cpus = u32::try_from(libbpf_rs::num_possible_cpus()?)?;
-        set_knobs(&mut open, wanted, cpus)?;
-        open.maps.bss_data.as_deref_mut().context("failed to map the program's variables")?.epoch =
-            FIRST_EPOCH;
-        let skel = open.load().map_err(host::explain_load_error)?;
-        let (switch_prog, tasks_prog) = match wanted.reads_all() {
-            true => (&skel.progs.sched_switch_all, &skel.progs.tasks_all),
-            false => (&skel.progs.sched_switch, &skel.progs.tasks),
+        // To ask first would make every start slower.
+        let (skel, has_books) = match open(wanted, cpus, true, object)?.load() {
+            Err(_) if host::lacks_task_storage() => {
+                (open(wanted, cpus, false, plain)?.load(), false)
+            }
+            loaded => (loaded, true),
         };
-        let task_newtask =
-            skel.progs.task_newtask.attach().context("failed to attach to `task_newtask`")?;
-        let sched_switch = switch_prog.attach().context("failed to attach to `sched_switch`")?;
+        let skel = skel.map_err(host::explain_load_error)?;
+        let (switch_prog, tasks_prog) = match (has_books, wanted.reads_all()) {
+            (false, _) => (&skel.progs.sched_switch_plain, &skel.progs.tasks_plain),
+            (true, true) => (&skel.progs.sched_switch_all, &skel.progs.tasks_all),
+            (true, false) => (&skel.progs.sched_switch, &skel.progs.tasks),
+        };
+        let mut others = Vec::new();
+        if has_books {
+            let task_newtask = skel.progs.task_newtask.attach();
+            others.push(task_newtask.context("failed to attach to `task_newtask`")?);
+        }
+        others.push(switch_prog.attach().context("failed to attach to `sched_switch`")?);
         let interval_start = Instant::now();
         let tasks = tasks_prog.attach().context("failed to attach the task iterator")?;
         let mut tracer = Self {
             skel,
+            has_books,
             tasks,
-            _others: [task_newtask, sched_switch],
+            _others: others,
             by: wanted.by,
             cpus,
             epoch: FIRST_EPOCH,
@@ -114,10 +129,17 @@ impl<'obj> Tracer<'obj> {
             earlier_losses: Losses::default(),
             deleted: 0,
         };
-        // Opens the books of all tasks that exist, so that their first waits are whole.
-        tracer.read_waiting()?;
-        tracer.bss_mut()?.runq_books_open = true;
+        if has_books {
+            // Opens the books of all tasks that exist, so that their first waits are whole.
+            tracer.read_waiting()?;
+            tracer.bss_mut()?.runq_books_open = true;
+        }
         Ok(tracer)
+    }
+
+    /// Whether the programs keep books on tasks.
+    pub fn has_books(&self) -> bool {
+        self.has_books
     }
 
     /// Ends the interval and reads what it found.
@@ -184,7 +206,7 @@ impl<'obj> Tracer<'obj> {
     }
 
     fn read_waiting(&mut self) -> Result<Vec<Waiting>> {
-        self.bss_mut()?.clock_offset_ns = u64::MAX;
+        self.bss_mut()?.clock_offset_ns = i64::MAX;
         let now_ns = time::monotonic_ns();
         let mut bytes = Vec::new();
         Iter::new(&self.tasks)
@@ -193,7 +215,7 @@ impl<'obj> Tracer<'obj> {
             .context("failed to read the task iterator")?;
         // A run queue's clock stands still between its updates. The one updated last, that of the CPU which
         // woke us, tells by how much it differs from CLOCK_MONOTONIC; all have the same base.
-        let clock_ns = now_ns.saturating_sub(self.bss()?.clock_offset_ns);
+        let clock_ns = now_ns.wrapping_add_signed(-self.bss()?.clock_offset_ns);
         bytes
             .chunks(size_of::<types::waiting_task>())
             .map(|record| {
@@ -236,19 +258,46 @@ impl<'obj> Tracer<'obj> {
     }
 }
 
-fn set_knobs(open: &mut OpenRunqlatSkel<'_>, wanted: &Wanted, cpus: u32) -> Result<()> {
+/// Opens the programs and tells them what to do.
+fn open<'obj>(
+    wanted: &Wanted,
+    cpus: u32,
+    has_books: bool,
+    object: &'obj mut MaybeUninit<OpenObject>,
+) -> Result<OpenRunqlatSkel<'obj>> {
+    let mut open =
+        RunqlatSkelBuilder::default().open(object).context("failed to open the BPF programs")?;
     let all = wanted.reads_all();
-    open.progs.sched_switch_all.set_autoload(all);
-    open.progs.tasks_all.set_autoload(all);
-    open.progs.sched_switch.set_autoload(!all);
-    open.progs.tasks.set_autoload(!all);
+    open.progs.sched_switch_all.set_autoload(has_books && all);
+    open.progs.tasks_all.set_autoload(has_books && all);
+    open.progs.sched_switch.set_autoload(has_books && !all);
+    open.progs.tasks.set_autoload(has_books && !all);
+    open.progs.task_newtask.set_autoload(has_books);
+    open.progs.sched_switch_plain.set_autoload(!has_books);
+    open.progs.tasks_plain.set_autoload(!has_books);
+    open.maps.books.set_autocreate(has_books)?;
 
     open.maps.by_cpu.set_max_entries(2 * cpus)?;
     if !matches!(wanted.by, By::Nothing | By::Cpu) {
-        let tasks = host::pid_max()?.min((4 * host::threads()?).max(MIN_KEYS));
+        let tasks = match has_books {
+            true => (4 * host::threads()?).max(MIN_KEYS),
+            false => (2 * host::threads()?).max(MIN_KEYS_PREALLOCATED),
+        };
+        let tasks = tasks.min(host::pid_max()?);
         open.maps.keyed.set_max_entries(u32::try_from(tasks * OCTAVES_PER_KEY)?)?;
     }
+    if !has_books {
+        // Such kernels allocate an element with kmalloc(): under the run queue's lock that can wake kswapd, which
+        // takes that lock.
+        open.maps.keyed.set_map_flags(0)?;
+    }
+    set_knobs(&mut open, wanted, cpus)?;
+    open.maps.bss_data.as_deref_mut().context("failed to map the program's variables")?.epoch =
+        FIRST_EPOCH;
+    Ok(open)
+}
 
+fn set_knobs(open: &mut OpenRunqlatSkel<'_>, wanted: &Wanted, cpus: u32) -> Result<()> {
     let knobs = open.maps.rodata_data.as_deref_mut().context("failed to map the knobs")?;
     knobs.cpus = cpus;
     knobs.by = match wanted.by {
