@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[allow(dead_code, reason = "these tests use a part of it")]
 #[path = "../util/mod.rs"]
 mod util;
 
