@@ -371,13 +371,12 @@ static __always_inline int thread_ends(__u32 tid)
 }
 
 /* The first access of an exit stands for all of it, as for a string of port writes. */
-static __always_inline int add_detail(__u64 detail)
+static __always_inline void add_detail(__u64 detail)
 {
 	struct vcpu_thread *t = this_thread();
 
 	if (t && t->exit_ns && !t->exit_detail)
 		t->exit_detail = detail;
-	return 0;
 }
 
 /*
@@ -491,9 +490,9 @@ int kvm_entry(void *ctx)
 }
 
 /*
- * These two are no raw tracepoints. There programs may be preempted (seen on Linux 7.2: "bpf: Have
- * __bpf_trace_run() use rcu_read_lock_dont_migrate()"), and the kernel then skips them for all
- * other threads of that CPU. kvm_exit and kvm_entry fire with interrupts off.
+ * These and those below are no raw tracepoints. There programs may be preempted (seen on Linux 7.2:
+ * "bpf: Have __bpf_trace_run() use rcu_read_lock_dont_migrate()"), and the kernel then skips them
+ * for all other threads of that CPU. kvm_exit and kvm_entry fire with interrupts off.
  */
 SEC("tp/kvm/kvm_userspace_exit")
 int kvm_userspace_exit(struct kvm_userspace_exit_record *ctx)
@@ -516,35 +515,40 @@ int BPF_PROG(sched_process_exit, struct task_struct *task)
 	return thread_ends(task->pid);
 }
 
-SEC("raw_tp/kvm_pio")
-int kvm_pio(struct bpf_raw_tracepoint_args *ctx)
+SEC("tp/kvm/kvm_pio")
+int kvm_pio(struct kvm_pio_record *ctx)
 {
-	return add_detail(DETAIL(DETAIL_PIO, (__u16)ctx->args[1] | (ctx->args[0] ? PIO_OUT : 0)));
+	add_detail(DETAIL(DETAIL_PIO, (__u16)ctx->port | (ctx->rw ? PIO_OUT : 0)));
+	return FOR_PERF_TOO;
 }
 
-SEC("raw_tp/kvm_mmio")
-int kvm_mmio(struct bpf_raw_tracepoint_args *ctx)
+SEC("tp/kvm/kvm_mmio")
+int kvm_mmio(struct kvm_mmio_record *ctx)
 {
 	/* KVM_TRACE_MMIO_WRITE in include/trace/events/kvm.h */
-	return add_detail(DETAIL(DETAIL_MMIO, ctx->args[2] | (ctx->args[0] == 2 ? MMIO_WRITE : 0)));
+	add_detail(DETAIL(DETAIL_MMIO, ctx->gpa | (ctx->type == 2 ? MMIO_WRITE : 0)));
+	return FOR_PERF_TOO;
 }
 
-SEC("raw_tp/kvm_msr")
-int kvm_msr(struct bpf_raw_tracepoint_args *ctx)
+SEC("tp/kvm/kvm_msr")
+int kvm_msr(struct kvm_msr_record *ctx)
 {
-	return add_detail(DETAIL(DETAIL_MSR, (__u32)ctx->args[1] | (ctx->args[0] ? MSR_WRITE : 0)));
+	add_detail(DETAIL(DETAIL_MSR, ctx->ecx | (ctx->write ? MSR_WRITE : 0)));
+	return FOR_PERF_TOO;
 }
 
-SEC("raw_tp/kvm_hypercall")
-int kvm_hypercall(struct bpf_raw_tracepoint_args *ctx)
+SEC("tp/kvm/kvm_hypercall")
+int kvm_hypercall(struct kvm_hypercall_record *ctx)
 {
-	return add_detail(DETAIL(DETAIL_HYPERCALL, (__u32)ctx->args[0]));
+	add_detail(DETAIL(DETAIL_HYPERCALL, (__u32)ctx->nr));
+	return FOR_PERF_TOO;
 }
 
-SEC("raw_tp/kvm_vcpu_wakeup")
-int kvm_vcpu_wakeup(struct bpf_raw_tracepoint_args *ctx)
+SEC("tp/kvm/kvm_vcpu_wakeup")
+int kvm_vcpu_wakeup(struct kvm_vcpu_wakeup_record *ctx)
 {
-	return add_detail(DETAIL(DETAIL_HALT, ctx->args[1] ? HALT_SLEPT : HALT_POLLED));
+	add_detail(DETAIL(DETAIL_HALT, ctx->waited ? HALT_SLEPT : HALT_POLLED));
+	return FOR_PERF_TOO;
 }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

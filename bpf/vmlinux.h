@@ -67,18 +67,7 @@ struct bpf_iter__task {
 	struct task_struct *task;
 };
 
-/* Records of tracepoints, as far as they are read. */
-struct kvm_userspace_exit_record {
-	u64 common;
-	u32 reason;
-	int err;
-};
-
-struct kvm_fpu_record {
-	u64 common;
-	u32 load;
-};
-
+/* Records of tracepoints, as far as they are read; common/src/kvm.rs compares with the kernel's. */
 struct kvm_exit_record {
 	u64 common;
 	u32 exit_reason;
@@ -91,6 +80,47 @@ struct kvm_exit_record {
 	u32 intr_info;
 	u32 error_code;
 	u32 vcpu_id;
+};
+
+struct kvm_userspace_exit_record {
+	u64 common;
+	u32 reason;
+	int err; /* errno, which is a macro to some */
+};
+
+struct kvm_fpu_record {
+	u64 common;
+	u32 load;
+};
+
+struct kvm_pio_record {
+	u64 common;
+	u32 rw;
+	u32 port;
+};
+
+struct kvm_mmio_record {
+	u64 common;
+	u32 type;
+	u32 len;
+	u64 gpa;
+};
+
+struct kvm_msr_record {
+	u64 common;
+	u32 write;
+	u32 ecx;
+};
+
+struct kvm_hypercall_record {
+	u64 common;
+	u64 nr;
+};
+
+struct kvm_vcpu_wakeup_record {
+	u64 common;
+	u64 ns;
+	bool waited;
 };
 
 /* include/uapi/linux/kvm.h: what KVM and the VMM share of a vCPU has a fixed layout, too. */

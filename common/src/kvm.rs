@@ -11,23 +11,6 @@ const MODULES: &str = "/sys/module";
 /// Where tracefs is, or may be under debugfs.
 const TRACEFS: [&str; 2] = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
 
-/// Fails if this kernel has no KVM, loaded or built in, or its tracepoints cannot be found.
-pub fn check() -> Result<()> {
-    if !Path::new(MODULES).join("kvm").exists() {
-        return Err(host_cannot("KVM is not loaded: modprobe kvm_intel or kvm_amd"));
-    }
-    exit_format().map(drop)
-}
-
-/// The format of kvm_exit's record.
-fn exit_format() -> Result<String> {
-    let read =
-        |tracefs| fs::read_to_string(Path::new(tracefs).join("events/kvm/kvm_exit/format")).ok();
-    TRACEFS.into_iter().find_map(read).ok_or_else(|| {
-        host_cannot("tracefs is not mounted: mount -t tracefs tracefs /sys/kernel/tracing")
-    })
-}
-
 /// The part of KVM that is made for this processor: `kvm_intel`, `kvm_amd` or another; `kvm` if that cannot be told.
 pub fn vendor() -> String {
     let modules = fs::read_dir(MODULES).into_iter().flatten().flatten();
@@ -35,19 +18,45 @@ pub fn vendor() -> String {
     names.find(|name| name.starts_with("kvm_")).unwrap_or_else(|| "kvm".to_owned())
 }
 
-/// The fields of kvm_exit's record that bpf/vmlinux.h declares, and where they are.
-const EXIT_RECORD: [(&str, usize); 4] =
-    [("exit_reason", 8), ("isa", 24), ("info1", 32), ("vcpu_id", 56)];
+/// A tracepoint of KVM's, and where its record has the fields that bpf/vmlinux.h declares.
+type Record = (&'static str, &'static [(&'static str, usize)]);
 
-/// Fails if kvm_exit's record is not what our program takes it for.
-pub fn check_exit_record() -> Result<()> {
-    let format = exit_format()?;
-    match EXIT_RECORD.iter().find(|(name, offset)| offset_of(&format, name) != Some(*offset)) {
-        None => Ok(()),
-        Some((name, _)) => Err(host_cannot(format!(
-            "this kernel's kvm_exit has no `{name}` where it used to be: use a newer kvmexits"
-        ))),
+const RECORDS: [Record; 8] = [
+    ("kvm_exit", &[("exit_reason", 8), ("isa", 24), ("info1", 32), ("vcpu_id", 56)]),
+    ("kvm_userspace_exit", &[("reason", 8), ("errno", 12)]),
+    ("kvm_fpu", &[("load", 8)]),
+    ("kvm_pio", &[("rw", 8), ("port", 12)]),
+    ("kvm_mmio", &[("type", 8), ("gpa", 16)]),
+    ("kvm_msr", &[("write", 8), ("ecx", 12)]),
+    ("kvm_hypercall", &[("nr", 8)]),
+    ("kvm_vcpu_wakeup", &[("waited", 16)]),
+];
+
+/// Fails if KVM is not there, or one of these tracepoints has another record than our programs take it to have.
+pub fn check_tracepoints(names: &[&str]) -> Result<()> {
+    if !Path::new(MODULES).join("kvm").exists() {
+        return Err(host_cannot("KVM is not loaded: modprobe kvm_intel or kvm_amd"));
     }
+    let Some(tracefs) = TRACEFS.iter().find(|tracefs| Path::new(tracefs).join("events").exists())
+    else {
+        return Err(host_cannot(
+            "tracefs is not mounted: mount -t tracefs tracefs /sys/kernel/tracing",
+        ));
+    };
+    for (name, fields) in RECORDS.iter().filter(|(name, _)| names.contains(name)) {
+        let path = Path::new(tracefs).join("events/kvm").join(name).join("format");
+        let Ok(format) = fs::read_to_string(&path) else {
+            return Err(host_cannot(format!(
+                "this kernel's KVM has no tracepoint `{name}`: boot one with CONFIG_FTRACE=y"
+            )));
+        };
+        if let Some((field, _)) = fields.iter().find(|(f, at)| offset_of(&format, f) != Some(*at)) {
+            return Err(host_cannot(format!(
+                "this kernel's {name} has no `{field}` where it used to be: use a newer version"
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// The offset of a field in a tracepoint's format file.
@@ -71,5 +80,6 @@ mod tests {
         assert_eq!(offset_of(format, "exit_reason"), Some(8));
         assert_eq!(offset_of(format, "isa"), Some(24));
         assert_eq!(offset_of(format, "vcpu_id"), None);
+        assert_eq!(offset_of("\tfield:__u8 comm[16];\toffset:8;\tsize:16;\n", "comm"), Some(8));
     }
 }

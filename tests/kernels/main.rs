@@ -9,6 +9,7 @@ mod util;
 
 mod kvmexits;
 mod loadgen;
+mod readme;
 mod runqlat;
 
 /// The running kernel's version, as (6, 12).

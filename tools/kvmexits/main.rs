@@ -153,7 +153,6 @@ fn run(args: Args) -> Result<ExitCode> {
     }
     let wanted = args.wanted()?;
     host::check_bpf()?;
-    kvm::check()?;
     let mut hdr_file = args.hdr_file()?;
     host::show_libbpf_messages(args.output.verbose);
     let stop = Stop::install()?;

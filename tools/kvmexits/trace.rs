@@ -59,7 +59,9 @@ const ELEMENTS_PER_WRITER: u64 = 64;
 /// The same where all elements must exist from the start.
 const MAX_PREALLOCATED: u64 = 65_536;
 /// With details there are more.
-const DETAILS: u64 = 16;
+const DETAILS_PER_REASON: u64 = 16;
+/// The tracepoints that details are from.
+const DETAILS: [&str; 5] = ["kvm_pio", "kvm_mmio", "kvm_msr", "kvm_hypercall", "kvm_vcpu_wakeup"];
 /// The least and the most elements there is room for; a bucket of an empty table is 16 bytes.
 const ELEMENTS: std::ops::RangeInclusive<u64> = 65_536..=1 << 20;
 /// The least number of threads there is room for: those yet to be created.
@@ -254,9 +256,10 @@ fn load<'obj>(
     variant: Variant,
     object: &'obj mut MaybeUninit<OpenObject>,
 ) -> Result<KvmexitsSkel<'obj>> {
-    if variant == Variant::Record {
-        kvm::check_exit_record()?;
-    }
+    let exit = ["kvm_exit"].into_iter().filter(|_| variant == Variant::Record);
+    let details = DETAILS.into_iter().filter(|_| wanted.detail);
+    let records = ["kvm_userspace_exit", "kvm_fpu"].into_iter().chain(exit).chain(details);
+    kvm::check_tracepoints(&records.collect::<Vec<_>>())?;
     let mut open =
         KvmexitsSkelBuilder::default().open(object).context("failed to open the BPF programs")?;
     let progs = &mut open.progs;
@@ -283,7 +286,7 @@ fn set_map_sizes(open: &mut OpenKvmexitsSkel<'_>, wanted: &Wanted) -> Result<()>
         true => threads,
         false => libbpf_rs::num_possible_cpus()? as u64,
     };
-    let details = if wanted.detail || wanted.stacks { DETAILS } else { 1 };
+    let details = if wanted.detail || wanted.stacks { DETAILS_PER_REASON } else { 1 };
     let elements = writers * ELEMENTS_PER_WRITER * details;
     let elements = elements.clamp(*ELEMENTS.start(), *ELEMENTS.end());
     open.maps.threads.set_max_entries(u32::try_from(threads)?)?;
