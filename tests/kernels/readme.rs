@@ -16,7 +16,7 @@ const KVMEXITS: &str = env!("CARGO_BIN_EXE_kvmexits");
 fn output(tool: &str, args: &[&str], workload: &str) -> String {
     let guests = ["run", "--vms", "1", "--workload", workload, "--duration", "20"];
     let guests = Tool::start(&loadgen(), &guests);
-    let output = Command::new(tool).args(args).args(["-d", "2"]).output().unwrap();
+    let output = Command::new(tool).args(args).args(["-d", "1"]).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     drop(guests.end(libc::SIGTERM));
     String::from_utf8(output.stdout).unwrap()
@@ -59,7 +59,9 @@ const PROBES: [Probe; 9] = [
     ("`kvmexits --slower`", || {
         output(KVMEXITS, &["--slower", "0.1"], STORM).contains("loadgen-0001/0")
     }),
-    ("`kvmexits --stacks`", || output(KVMEXITS, &["--stacks"], STORM).contains(";__GI___ioctl;")),
+    ("`kvmexits --stacks`", || {
+        output(KVMEXITS, &["--stacks"], STORM).contains("ioctl;KVM_EXIT_IO ")
+    }),
     ("`loadgen`: spin, idle, duty", || ["spin", "idle", "duty=30"].into_iter().all(guests_run)),
     ("`loadgen`: all kinds of exits", || {
         guests_run("exits=pio:3,mmio:3,cpuid:3,msr:3,hypercall:3,hlt:3,pagefault:3")
