@@ -346,28 +346,26 @@ static __always_inline void run_begins(__u32 tid)
 		user_ends(t, tid, now);
 	if (!vcpu || t->vcpu == (__u64)vcpu)
 		return;
-	/* Some VMMs (gVisor) let any thread run any vCPU: this is as far as the other one's exit is
-	 * known. */
+	/* Some VMMs (gVisor) let any thread run any vCPU: so far the other one's exit is known. */
 	if (t->exit_ns)
 		exit_ends(t, tid, now);
 	set_vcpu(t, vcpu);
 }
 
 /* What is in progress ends with its thread. */
-static __always_inline int thread_ends(__u32 tid)
+static __always_inline void thread_ends(__u32 tid)
 {
 	struct vcpu_thread *t = bpf_map_lookup_elem(&threads, &tid);
 	__u64 now;
 
 	if (!t)
-		return 0;
+		return;
 	now = bpf_ktime_get_ns();
 	if (t->user_ns)
 		user_ends(t, tid, now);
 	if (t->exit_ns)
 		exit_ends(t, tid, now);
 	bpf_map_delete_elem(&threads, &tid);
-	return 0;
 }
 
 /* The first access of an exit stands for all of it, as for a string of port writes. */
@@ -509,10 +507,11 @@ int kvm_fpu(struct kvm_fpu_record *ctx)
 	return FOR_PERF_TOO;
 }
 
-SEC("tp_btf/sched_process_exit")
-int BPF_PROG(sched_process_exit, struct task_struct *task)
+SEC("tp/sched/sched_process_exit")
+int sched_process_exit(void *ctx)
 {
-	return thread_ends(task->pid);
+	thread_ends(bpf_get_current_pid_tgid());
+	return FOR_PERF_TOO;
 }
 
 SEC("tp/kvm/kvm_pio")
