@@ -21,6 +21,8 @@
 #define VMX_EXIT_HLT		12
 #define VMX_EXIT_IO_INSTRUCTION 30
 #define SVM_EXIT_HLT		0x78
+#define SVM_EXIT_IDLE_HLT	0xa6
+#define SVM_VMGEXIT_AP_HLT_LOOP 0x80000004
 #define SVM_EXIT_IOIO		0x7b
 #define KVM_EXIT_IO		2
 #define KVM_EXIT_HYPERCALL	3
@@ -28,6 +30,7 @@
 #define KVM_EXIT_MMIO		6
 #define KVM_EXIT_X86_RDMSR	29
 #define KVM_EXIT_X86_WRMSR	30
+#define KVM_EXIT_AP_RESET_HOLD	32
 
 const volatile __s32 only_tgid = 0;
 const volatile __s32 only_tid = 0;
@@ -47,6 +50,8 @@ __u64 unended;
 __u64 lost_slow;
 /* Elements created in `exits`: user space checks that it has read as many. */
 __u64 exits_created;
+/* The last output is due: all programs end at once, though they are detached one by one. */
+bool over;
 /* Does kvm_exit fire while vCPUs run? */
 bool exits_seen;
 bool runs_seen;
@@ -106,7 +111,7 @@ static __always_inline struct vcpu_thread *this_thread(void)
 	__u32 tid = id, tgid = id >> 32;
 	struct vcpu_thread *t;
 
-	if ((only_tgid && tgid != only_tgid) || (only_tid && tid != only_tid))
+	if (over || (only_tgid && tgid != only_tgid) || (only_tid && tid != only_tid))
 		return NULL;
 	t = bpf_map_lookup_elem(&threads, &tid);
 	return t ?: add_thread(tid, tgid);
@@ -151,15 +156,25 @@ static __always_inline struct exits *find_exits(struct vcpu_thread *t, struct ex
 	return e;
 }
 
-/* A halted vCPU has nothing to do: how long is nobody's fault. */
+/* A halted vCPU has nothing to do: how long is nobody's fault. As Reason::is_halt() has it. */
+static __always_inline bool is_halt(__u32 kind, __u32 code)
+{
+	switch (kind) {
+	case EXIT_VMX:
+		return (__u16)code == VMX_EXIT_HLT;
+	case EXIT_SVM:
+		return code == SVM_EXIT_HLT || code == SVM_EXIT_IDLE_HLT ||
+		       code == SVM_VMGEXIT_AP_HLT_LOOP;
+	default:
+		return code == KVM_EXIT_HLT || code == KVM_EXIT_AP_RESET_HOLD;
+	}
+}
+
 static __always_inline __u64 cost_ns(struct ended *end)
 {
-	if (end->kind == EXIT_USERSPACE && end->code == KVM_EXIT_HLT)
-		return end->parts.runqueue_ns;
-	if ((end->kind == EXIT_SVM && end->code == SVM_EXIT_HLT) ||
-	    (end->kind == EXIT_VMX && end->code == VMX_EXIT_HLT))
-		return end->total_ns - end->parts.asleep_ns;
-	return end->total_ns;
+	if (!is_halt(end->kind, end->code) || end->err)
+		return end->total_ns;
+	return end->total_ns - end->parts.asleep_ns - end->parts.userspace_ns;
 }
 
 /* Not inlined: as a function's argument, the type stays in the BTF that Rust's is made from. */
@@ -358,7 +373,7 @@ static __always_inline void thread_ends(__u32 tid)
 	struct vcpu_thread *t = bpf_map_lookup_elem(&threads, &tid);
 	__u64 now;
 
-	if (!t)
+	if (!t || over)
 		return;
 	now = bpf_ktime_get_ns();
 	if (t->user_ns)
@@ -400,7 +415,7 @@ static __always_inline struct vcpu_thread *exiting_thread(struct task_struct *ta
 	struct vcpu_thread *t;
 
 	/* All but vCPUs' threads inside KVM_RUN cost no look-up. */
-	if (!task_in_vcpu(task))
+	if (!task_in_vcpu(task) || over)
 		return NULL;
 	t = bpf_map_lookup_elem(&threads, &tid);
 	return t && t->exit_ns && !t->user_ns ? t : NULL;
@@ -418,6 +433,8 @@ static __always_inline void exit_recorded(struct kvm_exit_record *record)
 	if (!wanted(t))
 		return;
 	exit_begins(t, record->isa, record->exit_reason);
+	if (!with_detail)
+		return;
 	/* Intel SDM, "Exit Qualification for I/O Instructions"; AMD APM, "EXITINFO1 for IOIO". */
 	if (record->isa == EXIT_VMX && (__u16)record->exit_reason == VMX_EXIT_IO_INSTRUCTION)
 		in = record->info1 & 1 << 3;
@@ -482,7 +499,7 @@ int kvm_entry(void *ctx)
 	__u32 tid = bpf_get_current_pid_tgid();
 	struct vcpu_thread *t = bpf_map_lookup_elem(&threads, &tid);
 
-	if (t && t->exit_ns)
+	if (t && t->exit_ns && !over)
 		exit_ends(t, tid, bpf_ktime_get_ns());
 	return 0;
 }

@@ -1,7 +1,8 @@
 //! What KVM on this host is, and what its tracepoints look like.
 
 use std::fs;
-use std::path::Path;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
@@ -37,14 +38,9 @@ pub fn check_tracepoints(names: &[&str]) -> Result<()> {
     if !Path::new(MODULES).join("kvm").exists() {
         return Err(host_cannot("KVM is not loaded: modprobe kvm_intel or kvm_amd"));
     }
-    let Some(tracefs) = TRACEFS.iter().find(|tracefs| Path::new(tracefs).join("events").exists())
-    else {
-        return Err(host_cannot(
-            "tracefs is not mounted: mount -t tracefs tracefs /sys/kernel/tracing",
-        ));
-    };
+    let events = tracefs_events()?;
     for (name, fields) in RECORDS.iter().filter(|(name, _)| names.contains(name)) {
-        let path = Path::new(tracefs).join("events/kvm").join(name).join("format");
+        let path = events.join("kvm").join(name).join("format");
         let Ok(format) = fs::read_to_string(&path) else {
             return Err(host_cannot(format!(
                 "this kernel's KVM has no tracepoint `{name}`: boot one with CONFIG_FTRACE=y"
@@ -57,6 +53,24 @@ pub fn check_tracepoints(names: &[&str]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The directory of all tracepoints.
+fn tracefs_events() -> Result<PathBuf> {
+    for tracefs in TRACEFS {
+        let events = Path::new(tracefs).join("events");
+        match fs::read_dir(&events) {
+            Ok(_) => return Ok(events),
+            Err(err) if err.kind() == ErrorKind::PermissionDenied => {
+                return Err(host_cannot(format!(
+                    "not allowed to read `{}`: run as root",
+                    events.display()
+                )));
+            }
+            Err(_) => {}
+        }
+    }
+    Err(host_cannot("tracefs is not mounted: mount -t tracefs tracefs /sys/kernel/tracing"))
 }
 
 /// The offset of a field in a tracepoint's format file.

@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::collections::HashSet;
 use std::mem::{MaybeUninit, take};
 use std::rc::Rc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
@@ -70,6 +71,9 @@ const MIN_THREADS: u64 = 16_384;
 const SLOW_BYTES: u32 = 256 << 10;
 const STACKS: u32 = 16_384;
 
+/// Longer than any program runs that has not seen that all is over.
+const IN_FLIGHT: Duration = Duration::from_millis(1);
+
 /// Where the reason of an exit comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Variant {
@@ -82,7 +86,7 @@ enum Variant {
 /// The attached programs.
 pub struct Tracer<'obj> {
     skel: KvmexitsSkel<'obj>,
-    links: Vec<Link>,
+    _links: Vec<Link>,
     by_thread: bool,
     slow: Option<(RingBuffer<'static>, Rc<RefCell<Vec<SlowExit>>>)>,
     epoch: u32,
@@ -118,7 +122,7 @@ impl<'obj> Tracer<'obj> {
         let links = attach(&skel)?;
         Ok(Self {
             skel,
-            links,
+            _links: links,
             by_thread: wanted.by_thread(),
             slow,
             epoch: FIRST_EPOCH,
@@ -131,24 +135,24 @@ impl<'obj> Tracer<'obj> {
 
     /// Ends the interval: fills in its rows. The last one has all exits that go on, too.
     pub fn read(&mut self, rows: &mut Rows, last: bool) -> Result<Reading> {
-        if last {
-            self.links.clear();
-        }
         let epoch = self.epoch;
         self.epoch = next_epoch(epoch);
-        self.skel
-            .maps
-            .bss_data
-            .as_deref_mut()
-            .context("failed to map the program's variables")?
-            .epoch = self.epoch;
-        let (now, end) = (Instant::now(), Timestamp::now());
+        let bss = self.skel.maps.bss_data.as_deref_mut();
+        let bss = bss.context("failed to map the program's variables")?;
+        bss.epoch = self.epoch;
+        // All programs end here; to detach one after the other would take too long.
+        bss.over = last;
+        let (now, end, now_ns) = (Instant::now(), Timestamp::now(), time::monotonic_ns());
+        if last {
+            thread::sleep(IN_FLIGHT);
+        }
         let interval = Interval { end, length: now.duration_since(self.interval_start) };
         self.interval_start = now;
         let threads = self.read_threads()?;
         let elements = self.read_exits()?;
         rows.add(&elements, &mut self.earlier, epoch);
-        let open: Vec<Open> = threads.iter().flat_map(open_exits).collect();
+        let open: Vec<Open> =
+            threads.iter().flat_map(|thread| open_exits(thread, now_ns)).collect();
         match last {
             true => rows.close(&open),
             false => rows.note(&open),
@@ -375,8 +379,7 @@ fn slow_exit(slow: &types::slow_exit) -> SlowExit {
 }
 
 /// The exits that a thread is in: from guest mode, to userspace, or one inside the other.
-fn open_exits((tid, thread): &(u32, types::vcpu_thread)) -> Vec<Open> {
-    let now = time::monotonic_ns();
+fn open_exits((tid, thread): &(u32, types::vcpu_thread), now: u64) -> Vec<Open> {
     let mut open = Vec::new();
     let mut inside = parts(&thread.parts);
     let since = |ns: u64| now.saturating_sub(ns);
