@@ -67,6 +67,40 @@ static __always_inline bool task_runnable(struct task_struct *task)
 	return !BPF_CORE_READ(old, state);
 }
 
+/* TASK_UNINTERRUPTIBLE is 2, as it has always been. */
+static __always_inline bool task_uninterruptible(struct task_struct *task)
+{
+	struct task_struct___pre_514 *old = (void *)task;
+
+	if (bpf_core_field_exists(task->__state))
+		return BPF_CORE_READ(task, __state) & 2;
+	return BPF_CORE_READ(old, state) & 2;
+}
+
+/*
+ * For how long the tasks of @cfs_rq have not been allowed to run, by their own group's quota or one
+ * above; counted when that is over (tg_unthrottle_up() in kernel/sched/fair.c). Linux 6.6 ("sched:
+ * Add nr_throttled_self accounting") has it in nanoseconds. Before, all there is is for the load's
+ * averages, on a clock that runs slower on slow CPUs; Linux 5.19 ("sched/pelt: Fix
+ * clock_pelt lost idle time"'s follow-up) renamed that.
+ */
+struct cfs_rq___pre_519 {
+	u64 throttled_clock_task_time;
+} __attribute__((preserve_access_index));
+
+static __always_inline u64 cfs_rq_throttled_ns(struct cfs_rq *cfs_rq)
+{
+	struct cfs_rq___pre_519 *old = (void *)cfs_rq;
+
+	if (bpf_core_field_exists(cfs_rq->throttled_clock_self_time))
+		return BPF_CORE_READ(cfs_rq, throttled_clock_self_time);
+	if (bpf_core_field_exists(cfs_rq->throttled_clock_pelt_time))
+		return BPF_CORE_READ(cfs_rq, throttled_clock_pelt_time);
+	if (bpf_core_field_exists(old->throttled_clock_task_time))
+		return BPF_CORE_READ(old, throttled_clock_task_time);
+	return 0; /* without CONFIG_CFS_BANDWIDTH there are no quotas */
+}
+
 /*
  * Why the guest was left, as kvm_exit's own record says (get_exit_info() of either vendor). Linux
  * 5.16 ("KVM: x86: Get exit_reason as part of kvm_x86_ops.get_exit_info") took it from the

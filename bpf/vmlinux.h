@@ -206,10 +206,13 @@ struct hlist_head {
 struct rq {
 	u64 clock;
 	int cpu;
+	struct task_struct *curr;
 };
 
 struct cfs_rq {
 	struct rq *rq;
+	u64 throttled_clock_pelt_time;
+	u64 throttled_clock_self_time;
 };
 
 struct sched_entity {
@@ -228,6 +231,7 @@ struct task_struct {
 	unsigned int on_cpu;
 	unsigned int on_rq;
 	struct sched_entity se;
+	unsigned int flags;
 	struct hlist_head preempt_notifiers;
 	struct sched_info sched_info;
 	pid_t pid;
@@ -244,10 +248,15 @@ struct preempt_notifier {
 	struct hlist_node link;
 };
 
+struct kvm_vcpu_arch {
+	int mp_state;
+};
+
 struct kvm_vcpu {
 	struct preempt_notifier preempt_notifier;
 	int vcpu_id;
 	struct kvm_run *run;
+	struct kvm_vcpu_arch arch;
 };
 
 struct vmcb_control_area {

@@ -1,0 +1,674 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/*
+ * vcpulag: how late do vCPUs run, why, and who ran instead?
+ *
+ * Every nanosecond of a vCPU's thread is in one place: on a CPU inside KVM_RUN or outside, waiting
+ * for a CPU, or asleep in HLT, in KVM or in the VMM. sched_switch and kvm_fpu, with which KVM_RUN
+ * begins and ends, tell when it goes from one to the next.
+ */
+#include "vmlinux.h"
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_tracing.h>
+#include <bpf/bpf_core_read.h>
+#include "compat.bpf.h"
+#include "hist.bpf.h"
+#include "rq.bpf.h"
+#include "slices.bpf.h"
+#include "vcpu.bpf.h"
+#include "vcpulag.h"
+
+const volatile __s32 only_tgid = 0;
+const volatile __s32 only_tid = 0;
+const volatile __s32 only_vcpu_id = -1;
+const volatile __u64 only_cgroup_id = 0;
+const volatile __u32 only_cgroup_level = 0;
+const volatile __u64 slower_ns = 0;
+
+const volatile __u32 cpus = 1;
+
+/* vCPUs that found no room in a map, waits that are in no histogram, time with no culprit's name.
+ */
+__u64 lost_vcpus;
+__u64 lost_waits;
+__u64 lost_pairs_ns;
+/* Long waits that found no room in the ring buffer. */
+__u64 lost_slow;
+/* The smallest difference seen between CLOCK_MONOTONIC and a run queue's clock. */
+__s64 clock_offset_ns;
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1); /* what the host can have, set at load */
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u32);
+	__type(value, struct lag_vcpu);
+} vcpus SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1); /* likewise */
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct waits_key);
+	__type(value, struct hist_octave);
+} waits SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1); /* likewise */
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct pair_key);
+	__type(value, struct pair);
+} pairs SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 4096); /* 256 KiB where long waits are wanted, set at load */
+} slow SEC(".maps");
+
+/*
+ * Which PIDs are vCPUs' threads and VMs' processes: a byte each, asked for both sides of every
+ * switch of the host, which a hash table would make twice as dear.
+ */
+enum pid_flags {
+	PID_VCPU = 1 << 0,
+	PID_VM = 1 << 1,
+};
+
+#define PIDS_PER_ELEMENT 64
+
+struct pid_flags_element {
+	__u8 flags[PIDS_PER_ELEMENT];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1); /* pid_max / PIDS_PER_ELEMENT, set at load */
+	__type(key, __u32);
+	__type(value, struct pid_flags_element);
+} pids SEC(".maps");
+
+static __always_inline __u8 *pid_flags(__u32 pid)
+{
+	__u32 index = pid / PIDS_PER_ELEMENT;
+	struct pid_flags_element *e = bpf_map_lookup_elem(&pids, &index);
+
+	return e ? &e->flags[pid % PIDS_PER_ELEMENT] : NULL;
+}
+
+static __always_inline bool pid_is(__u32 pid, __u8 flag)
+{
+	__u8 *flags = pid_flags(pid);
+
+	return flags && *flags & flag;
+}
+
+static __always_inline void set_vcpu(struct lag_vcpu *v, struct kvm_vcpu *vcpu)
+{
+	if (!vcpu || v->vcpu == (__u64)vcpu)
+		return;
+	v->vcpu = (__u64)vcpu;
+	v->vm.vcpu_id = BPF_CORE_READ(vcpu, vcpu_id);
+}
+
+/* Not inlined: it is rare. */
+static __noinline struct lag_vcpu *add_vcpu(struct task_struct *task, __u32 place, __u32 inside)
+{
+	__u32 tid = BPF_CORE_READ(task, pid), tgid = BPF_CORE_READ(task, tgid);
+	struct lag_vcpu added = {.place = place, .inside = inside};
+	__u8 *flags;
+
+	if ((only_tgid && tgid != only_tgid) || (only_tid && tid != only_tid))
+		return NULL;
+	if (only_cgroup_id && task_ancestor_cgroup_id(task, only_cgroup_level) != only_cgroup_id)
+		return NULL;
+	added.vm.tgid = tgid;
+	added.vm.start_boottime_ns = BPF_CORE_READ(task, group_leader, start_boottime);
+	added.vm.vcpu_id = VCPU_ID_UNKNOWN;
+	set_vcpu(&added, task_vcpu(task));
+	if (only_vcpu_id >= 0 && added.vm.vcpu_id != (__u32)only_vcpu_id)
+		return NULL;
+	BPF_CORE_READ_STR_INTO(&added.comm, task, group_leader, comm);
+	added.since_ns = bpf_ktime_get_ns();
+	added.off_run_delay_ns = BPF_CORE_READ(task, sched_info.run_delay);
+	added.off_throttled_ns = cfs_rq_throttled_ns(BPF_CORE_READ(task, se.cfs_rq));
+	if (bpf_map_update_elem(&vcpus, &tid, &added, BPF_NOEXIST)) {
+		__sync_fetch_and_add(&lost_vcpus, 1);
+		return NULL;
+	}
+	flags = pid_flags(tgid);
+	if (flags)
+		*flags |= PID_VM;
+	flags = pid_flags(tid);
+	if (flags)
+		*flags |= PID_VCPU;
+	return bpf_map_lookup_elem(&vcpus, &tid);
+}
+
+/* Between these two an iterator on another CPU does not take what it reads for the truth. */
+static __always_inline void write_begin(struct lag_vcpu *v)
+{
+	*(volatile __u32 *)&v->seq += 1;
+	barrier();
+}
+
+static __always_inline void write_end(struct lag_vcpu *v)
+{
+	barrier();
+	*(volatile __u32 *)&v->seq += 1;
+}
+
+/* The time on a CPU until now. */
+static __always_inline void settle(struct lag_vcpu *v, __u64 now)
+{
+	__u64 ns = now - v->since_ns;
+
+	if (v->inside) {
+		v->times.run_ns += ns;
+	} else {
+		v->times.vmm_ns += ns;
+		v->times.vmm_cpu_ns += ns;
+	}
+	v->since_ns = now;
+}
+
+/*
+ * KVM_MP_STATE_HALTED, or one of those in which a vCPU waits for its guest to start it. Without
+ * KVM's types: HLT sleeps interruptibly, and hardly anything else does.
+ */
+static __always_inline bool is_halted(struct lag_vcpu *v, struct task_struct *task)
+{
+	struct kvm_vcpu *vcpu = (void *)v->vcpu;
+	int state;
+
+	if (task_uninterruptible(task))
+		return false;
+	if (!vcpu || !bpf_core_field_exists(vcpu->arch.mp_state))
+		return true;
+	state = BPF_CORE_READ(vcpu, arch.mp_state);
+	return state == 3 || state == 1 || state == 2 || state == 9;
+}
+
+static __always_inline void switched_out(struct task_struct *prev, bool preempt)
+{
+	__u64 now = bpf_ktime_get_ns();
+	__u32 tid = prev->pid;
+	struct lag_vcpu *v = bpf_map_lookup_elem(&vcpus, &tid);
+
+	if (!v)
+		return;
+	write_begin(v);
+	settle(v, now);
+	if (preempt || task_runnable(prev))
+		v->place = LAG_PREEMPTED;
+	else if (!v->inside)
+		v->place = LAG_VMM_ASLEEP;
+	else
+		v->place = is_halted(v, prev) ? LAG_HALTED : LAG_BLOCKED;
+	if (v->place == LAG_HALTED && !v->poll_until_ns)
+		v->poll_until_ns = now;
+	v->off_run_delay_ns = prev->sched_info.run_delay;
+	v->off_throttled_ns = cfs_rq_throttled_ns(prev->se.cfs_rq);
+	write_end(v);
+}
+
+/* A look back at who ran on a CPU while a vCPU waited there. */
+struct look {
+	__u64 from_ns;
+	__u64 to_ns;
+	struct vm_id vm;
+	__u32 tid;
+	__u32 cpu;
+	/* What it has found. */
+	__u64 culprits_ns[CULPRIT_KINDS];
+	__u64 longest_ns;
+	struct slice longest;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	/*
+	 * One element per possible CPU, used in sched_switch on that CPU alone, and another for the
+	 * iterator, which may be interrupted. Set at load.
+	 */
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct look);
+} looks SEC(".maps");
+
+static __always_inline __u32 culprit_kind(struct look *look, struct slice *slice)
+{
+	if (!slice->tgid)
+		return CULPRIT_NOBODY;
+	if (slice->kthread)
+		return CULPRIT_KERNEL;
+	if (slice->tgid == look->vm.tgid)
+		return CULPRIT_SIBLING;
+	return pid_is(slice->tgid, PID_VM) ? CULPRIT_VM : CULPRIT_TASK;
+}
+
+static __always_inline void blame(struct look *look, struct slice *slice, __u64 ns)
+{
+	struct pair_key key = {.victim_tid = look->tid, .culprit_tgid = slice->tgid};
+	__u32 kind = culprit_kind(look, slice);
+	struct pair *pair, none = {};
+
+	if (kind < CULPRIT_KINDS)
+		look->culprits_ns[kind] += ns;
+	if (ns > look->longest_ns) {
+		look->longest_ns = ns;
+		look->longest = *slice;
+	}
+	if (kind == CULPRIT_NOBODY)
+		return;
+	pair = bpf_map_lookup_elem(&pairs, &key);
+	if (!pair) {
+		none.kind = kind;
+		none.victim_start_ns = look->vm.start_boottime_ns;
+		__builtin_memcpy(none.comm, slice->comm, sizeof(none.comm));
+		bpf_map_update_elem(&pairs, &key, &none, BPF_NOEXIST);
+		pair = bpf_map_lookup_elem(&pairs, &key);
+		if (!pair) {
+			__sync_fetch_and_add(&lost_pairs_ns, ns);
+			return;
+		}
+	}
+	__sync_fetch_and_add(&pair->ns, ns);
+}
+
+/*
+ * Blames slice number @number, as far as it is within the look. Returns 1 if the one before may be,
+ * too. A global function of numbers: the verifier goes through it once, not once for each turn of
+ * the loop that calls it.
+ */
+__noinline int blame_slice(__u32 element, __u64 number)
+{
+	struct look *look = bpf_map_lookup_elem(&looks, &element);
+	struct cpu_log *log;
+	struct slice *slice;
+	__u64 begin, end;
+	__u32 cpu;
+
+	if (!look)
+		return 0;
+	cpu = look->cpu;
+	log = bpf_map_lookup_elem(&cpu_logs, &cpu);
+	if (!log)
+		return 0;
+	slice = &log->slices[number & (LOG_SLICES - 1)];
+	begin = log->slices[(number - 1) & (LOG_SLICES - 1)].end_ns;
+	end = slice->end_ns < look->to_ns ? slice->end_ns : look->to_ns;
+	if (begin < look->from_ns)
+		begin = look->from_ns;
+	if (end > begin)
+		blame(look, slice, end - begin);
+	return begin > look->from_ns;
+}
+
+/* Blames the time from @from_ns to @to_ns on who ran on @cpu then. */
+static __always_inline struct look *look_back(struct lag_vcpu *v, __u32 tid, __u32 cpu,
+					      __u64 from_ns, __u64 to_ns, __u32 element)
+{
+	struct look *look = bpf_map_lookup_elem(&looks, &element);
+	struct cpu_log *log = bpf_map_lookup_elem(&cpu_logs, &cpu);
+	__u64 head;
+	__u32 i;
+
+	if (!look || !log)
+		return NULL;
+	__builtin_memset(look, 0, sizeof(*look));
+	look->from_ns = from_ns;
+	look->to_ns = to_ns;
+	look->vm = v->vm;
+	look->tid = tid;
+	look->cpu = cpu;
+	head = log->head;
+	for (i = 1; i <= MAX_LOOK && i < head; i++)
+		if (!blame_slice(element, head - i))
+			break;
+	return look;
+}
+
+/* What a look has found is the vCPU's. Atomic, as the iterator does so from another CPU. */
+static __always_inline void add_culprits(struct lag_vcpu *v, struct look *look)
+{
+	__u32 i;
+
+	for (i = 0; i < CULPRIT_KINDS; i++)
+		__sync_fetch_and_add(&v->times.culprits_ns[i], look->culprits_ns[i]);
+}
+
+static __always_inline void record_wait(struct lag_vcpu *v, __u32 tid, __u64 wait_ns)
+{
+	struct waits_key key = {.start_boottime_ns = v->vm.start_boottime_ns, .tid = tid};
+	static const struct hist_octave none;
+	struct hist_octave *octave;
+
+	key.octave = hist_octave_of(wait_ns);
+	octave = bpf_map_lookup_elem(&waits, &key);
+	if (!octave) {
+		bpf_map_update_elem(&waits, &key, &none, BPF_NOEXIST);
+		octave = bpf_map_lookup_elem(&waits, &key);
+		if (!octave) {
+			__sync_fetch_and_add(&lost_waits, 1);
+			return;
+		}
+	}
+	hist_record(octave, key.octave, wait_ns, 1, wait_ns);
+}
+
+/* Not inlined: as a function's argument, the type stays in the BTF that Rust's is made from. */
+static __noinline void fill(struct long_wait *w, struct lag_vcpu *v, struct look *look)
+{
+	w->vm = v->vm;
+	w->end_ns = v->since_ns;
+	w->tid = look->tid;
+	w->cpu = look->cpu;
+	w->culprit_ns = look->longest_ns;
+	w->culprit_tgid = look->longest.tgid;
+	w->culprit_kind = culprit_kind(look, &look->longest);
+	__builtin_memcpy(w->culprit_comm, look->longest.comm, sizeof(w->culprit_comm));
+	__builtin_memcpy(w->comm, v->comm, sizeof(w->comm));
+}
+
+static __always_inline void switched_in(struct task_struct *next, struct rq *rq)
+{
+	__u64 now = bpf_ktime_get_ns(), clock = rq->clock, queued = next->sched_info.last_queued;
+	__u64 off_ns, wait_ns, throttled_ns, from_ns;
+	__u32 tid = next->pid, cpu = bpf_get_smp_processor_id();
+	struct lag_vcpu *v = bpf_map_lookup_elem(&vcpus, &tid);
+	struct long_wait *told;
+	struct look *look;
+	bool preempted;
+
+	if (!v)
+		return;
+	preempted = v->place == LAG_PREEMPTED;
+	off_ns = now - v->since_ns;
+	wait_ns = next->sched_info.run_delay - v->off_run_delay_ns + task_queued_ns(next);
+	/* Not by books that count the sleep of a task that was moved meanwhile: see runqlat(8). */
+	if (wait_ns > off_ns || preempted)
+		wait_ns = off_ns;
+	throttled_ns = cfs_rq_throttled_ns(next->se.cfs_rq) - v->off_throttled_ns;
+	if ((__s64)throttled_ns < 0)
+		throttled_ns = 0;
+	if (throttled_ns > wait_ns)
+		throttled_ns = wait_ns;
+
+	write_begin(v);
+	switch (v->place) {
+	case LAG_HALTED:
+		v->times.halt_ns += off_ns - wait_ns;
+		break;
+	case LAG_BLOCKED:
+		v->times.blocked_ns += off_ns - wait_ns;
+		break;
+	case LAG_VMM_ASLEEP:
+		v->times.vmm_ns += off_ns - wait_ns;
+		break;
+	case LAG_RUNNING: /* only if its switch away was not seen */
+		wait_ns = 0;
+		throttled_ns = 0;
+		settle(v, now);
+		break;
+	}
+	v->times.wait_throttled_ns += throttled_ns;
+	if (preempted) {
+		v->times.wait_preempted_ns += wait_ns - throttled_ns;
+		v->times.preemptions++;
+	} else {
+		v->times.wait_wakeup_ns += wait_ns - throttled_ns;
+		v->times.wakeups++;
+	}
+	v->place = LAG_RUNNING;
+	v->since_ns = now;
+	write_end(v);
+
+	record_wait(v, tid, wait_ns);
+	/* A wait for one's own quota begins with it: nobody is to blame for that part. */
+	from_ns = queued + throttled_ns;
+	if (from_ns < v->blamed_until_ns)
+		from_ns = v->blamed_until_ns;
+	v->blamed_until_ns = 0;
+	if (!queued)
+		from_ns = clock;
+	look = look_back(v, tid, cpu, from_ns, clock, cpu);
+	if (!look)
+		return;
+	add_culprits(v, look);
+	if (!slower_ns || wait_ns <= slower_ns)
+		return;
+	told = bpf_ringbuf_reserve(&slow, sizeof(*told), 0);
+	if (!told) {
+		__sync_fetch_and_add(&lost_slow, 1);
+		return;
+	}
+	fill(told, v, look);
+	told->wait_ns = wait_ns;
+	told->throttled_ns = throttled_ns;
+	told->preempted = preempted;
+	told->pad = 0;
+	bpf_ringbuf_submit(told, 0);
+}
+
+SEC("tp_btf/sched_switch")
+int BPF_PROG(sched_switch, bool preempt, struct task_struct *prev, struct task_struct *next)
+{
+	struct rq *rq = task_rq(next);
+
+	log_slice(rq->clock, prev, next);
+	if (pid_is(prev->pid, PID_VCPU))
+		switched_out(prev, preempt);
+	if (pid_is(next->pid, PID_VCPU))
+		switched_in(next, rq);
+	return 0;
+}
+
+/* A vCPU that waits is moved to another CPU: those who ran on this one are blamed now. */
+SEC("tp_btf/sched_migrate_task")
+int BPF_PROG(sched_migrate_task, struct task_struct *task, int dest_cpu)
+{
+	__u64 queued = task->sched_info.last_queued;
+	struct rq *rq = task_rq(task);
+	struct lag_vcpu *v;
+	struct look *look;
+	__u32 tid = task->pid;
+
+	if (!queued || !task->on_rq || !pid_is(tid, PID_VCPU))
+		return 0;
+	v = bpf_map_lookup_elem(&vcpus, &tid);
+	if (!v)
+		return 0;
+	if (queued < v->blamed_until_ns)
+		queued = v->blamed_until_ns;
+	look = look_back(v, tid, rq->cpu, queued, rq->clock, bpf_get_smp_processor_id());
+	if (look)
+		add_culprits(v, look);
+	return 0;
+}
+
+/* SEC("tp/kvm/…"), not raw: see kvmexits.bpf.c. What they return: 0 would keep the event from perf.
+ */
+#define FOR_PERF_TOO 1
+
+static __always_inline void run_begins_or_ends(__u32 begins)
+{
+	struct task_struct *task = (void *)bpf_get_current_task();
+	__u32 tid = bpf_get_current_pid_tgid();
+	struct lag_vcpu *v = bpf_map_lookup_elem(&vcpus, &tid);
+
+	if (!v) {
+		if (begins)
+			add_vcpu(task, LAG_RUNNING, 1);
+		return;
+	}
+	write_begin(v);
+	settle(v, bpf_ktime_get_ns());
+	v->inside = begins;
+	if (begins)
+		set_vcpu(v, task_vcpu(task));
+	write_end(v);
+}
+
+SEC("tp/kvm/kvm_fpu")
+int kvm_fpu(struct kvm_fpu_record *ctx)
+{
+	run_begins_or_ends(ctx->load);
+	return FOR_PERF_TOO;
+}
+
+/*
+ * How long a halt has lasted tells when it began; up to the first switch away from it, or to its
+ * end, KVM has polled.
+ */
+static __always_inline void halt_ends(__u64 halted_ns)
+{
+	__u32 tid = bpf_get_current_pid_tgid();
+	struct lag_vcpu *v = bpf_map_lookup_elem(&vcpus, &tid);
+	__u64 now, begun, until;
+
+	if (!v)
+		return;
+	now = bpf_ktime_get_ns();
+	begun = now - halted_ns;
+	until = v->poll_until_ns ?: now;
+	write_begin(v);
+	if (until > begun)
+		v->times.poll_ns += until - begun;
+	v->poll_until_ns = 0;
+	write_end(v);
+}
+
+SEC("tp/kvm/kvm_vcpu_wakeup")
+int kvm_vcpu_wakeup(struct kvm_vcpu_wakeup_record *ctx)
+{
+	halt_ends(ctx->ns);
+	return FOR_PERF_TOO;
+}
+
+static __always_inline void thread_ends(void)
+{
+	__u64 id = bpf_get_current_pid_tgid();
+	__u32 tid = id, tgid = id >> 32;
+	struct lag_vcpu *v;
+	__u8 *flags;
+
+	if (!pid_is(tid, PID_VCPU | PID_VM))
+		return;
+	v = bpf_map_lookup_elem(&vcpus, &tid);
+	if (v) {
+		write_begin(v);
+		settle(v, bpf_ktime_get_ns());
+		/* User space deletes it when it has read it. */
+		v->ended_ns = v->since_ns;
+		write_end(v);
+	}
+	flags = pid_flags(tid);
+	if (flags)
+		*flags = tid == tgid ? 0 : *flags & ~PID_VCPU;
+}
+
+SEC("tp/sched/sched_process_exit")
+int sched_process_exit(void *ctx)
+{
+	thread_ends();
+	return FOR_PERF_TOO;
+}
+
+/* Not inlined: as a function's argument, the type stays in the BTF that Rust's is made from. */
+static __noinline void write_sample(struct seq_file *seq, struct lag_sample *sample)
+{
+	bpf_seq_write(seq, sample, sizeof(*sample));
+}
+
+/* The iterator's: too big for its stack. User space has one reader at a time. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct lag_sample);
+} scratch SEC(".maps");
+
+/* How often a sample is taken again if the vCPU is written meanwhile. */
+#define SAMPLE_TRIES 4
+
+/* Blames who has run while @v waits, so far as that has been logged, and who runs now. */
+static __always_inline void blame_so_far(struct lag_vcpu *v, struct task_struct *task,
+					 __u64 queued_ns)
+{
+	struct rq *rq = BPF_CORE_READ(task, se.cfs_rq, rq);
+	__u32 cpu = BPF_CORE_READ(rq, cpu);
+	__u64 clock = BPF_CORE_READ(rq, clock);
+	struct slice running = {};
+	struct task_struct *curr;
+	struct cpu_log *log;
+	struct look *look;
+
+	if (queued_ns < v->blamed_until_ns)
+		queued_ns = v->blamed_until_ns;
+	log = bpf_map_lookup_elem(&cpu_logs, &cpu);
+	if (!log || !log->head || queued_ns >= clock)
+		return;
+	look = look_back(v, task->pid, cpu, queued_ns, clock, cpus);
+	if (!look)
+		return;
+	running.end_ns = log->slices[(log->head - 1) & (LOG_SLICES - 1)].end_ns;
+	if (running.end_ns < queued_ns)
+		running.end_ns = queued_ns;
+	curr = BPF_CORE_READ(rq, curr);
+	running.tgid = BPF_CORE_READ(curr, tgid);
+	running.kthread = BPF_CORE_READ(curr, flags) & PF_KTHREAD;
+	BPF_CORE_READ_STR_INTO(&running.comm, curr, comm);
+	if (clock > running.end_ns)
+		blame(look, &running, clock - running.end_ns);
+	add_culprits(v, look);
+	v->blamed_until_ns = clock;
+}
+
+static __always_inline int visit(struct seq_file *seq, struct task_struct *task)
+{
+	struct lag_sample *sample;
+	__u32 tid, i, seen, first = 0;
+	struct lag_vcpu *v;
+	__s64 offset;
+
+	if (!task || !task->pid)
+		return 0;
+	tid = task->pid;
+	v = bpf_map_lookup_elem(&vcpus, &tid);
+	if (!v && task_in_vcpu(task))
+		v = add_vcpu(task, task->on_cpu ? LAG_RUNNING : LAG_PREEMPTED, 1);
+	sample = bpf_map_lookup_elem(&scratch, &first);
+	if (!v || v->ended_ns || !sample)
+		return 0;
+	/* Asleep but queued is a delayed dequeue, no wait: see runqlat.bpf.c. */
+	sample->queued_ns = task->sched_info.last_queued;
+	if (task->on_cpu || !task->on_rq || !task_runnable(task))
+		sample->queued_ns = 0;
+	if (sample->queued_ns)
+		blame_so_far(v, task, sample->queued_ns);
+	offset = bpf_ktime_get_ns() - BPF_CORE_READ(task, se.cfs_rq, rq, clock);
+	if (offset < clock_offset_ns)
+		clock_offset_ns = offset;
+	sample->throttled_ns = cfs_rq_throttled_ns(BPF_CORE_READ(task, se.cfs_rq));
+	sample->run_delay_ns = task->sched_info.run_delay;
+	sample->tid = tid;
+	for (i = 0; i < SAMPLE_TRIES; i++) {
+		seen = *(volatile __u32 *)&v->seq;
+		barrier();
+		sample->vcpu = *v;
+		sample->now_ns = bpf_ktime_get_ns();
+		barrier();
+		if (seen == *(volatile __u32 *)&v->seq && !(seen & 1))
+			break;
+	}
+	write_sample(seq, sample);
+	return 0;
+}
+
+SEC("iter/task")
+int samples(struct bpf_iter__task *ctx)
+{
+	return visit(ctx->meta->seq, ctx->task);
+}
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";

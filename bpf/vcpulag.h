@@ -1,0 +1,123 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* What vcpulag's programs and its user space exchange. */
+#ifndef __VCPULAG_H
+#define __VCPULAG_H
+
+#include "hist.bpf.h"
+
+#define TASK_COMM_LEN 16
+
+/* As long as it is not known. */
+#define VCPU_ID_UNKNOWN (~0U)
+
+/* Where a vCPU's thread is. */
+enum lag_place {
+	LAG_RUNNING,	/* on a CPU */
+	LAG_PREEMPTED,	/* off its CPU, runnable */
+	LAG_HALTED,	/* asleep in HLT, or not started by its guest */
+	LAG_BLOCKED,	/* asleep inside KVM_RUN otherwise */
+	LAG_VMM_ASLEEP, /* asleep outside */
+};
+
+/* Who ran while a vCPU waited. */
+enum culprit_kind {
+	CULPRIT_VM,	 /* a thread of another VM's process */
+	CULPRIT_SIBLING, /* of the same */
+	CULPRIT_TASK,	 /* any other process */
+	CULPRIT_KERNEL,	 /* a kernel thread */
+	CULPRIT_NOBODY,	 /* the idle task: the vCPU was on its way */
+	CULPRIT_KINDS,
+};
+
+/* The process that a vCPU's thread belongs to. PIDs come back, but not with the same start. */
+struct vm_id {
+	__u64 start_boottime_ns;
+	__u32 tgid;
+	__u32 vcpu_id;
+};
+
+/* What has been seen of a vCPU since its thread is known. All that counts only grows. */
+struct lag_times {
+	__u64 run_ns;	  /* on a CPU inside KVM_RUN */
+	__u64 poll_ns;	  /* of it, polling in HLT */
+	__u64 vmm_ns;	  /* outside KVM_RUN, on a CPU or asleep */
+	__u64 vmm_cpu_ns; /* of it, on a CPU */
+	__u64 halt_ns;
+	__u64 blocked_ns;
+	/* Waits for a CPU, by how they began, or for the vCPU's own quota. */
+	__u64 wait_wakeup_ns;
+	__u64 wait_preempted_ns;
+	__u64 wait_throttled_ns;
+	__u64 wakeups;
+	__u64 preemptions;
+	__u64 culprits_ns[CULPRIT_KINDS];
+};
+
+/* A vCPU's thread. */
+struct lag_vcpu {
+	struct vm_id vm;
+	struct lag_times times;
+	__u64 since_ns; /* where it is since when: all before is in the times */
+	__u64 ended_ns; /* when its thread ended, or 0 */
+	__u64 vcpu;	/* its address; 0 if KVM's types are not known */
+	__u64 off_run_delay_ns;
+	__u64 off_throttled_ns;
+	__u64 blamed_until_ns; /* on the run queue's clock: who ran before has been blamed */
+	__u64 poll_until_ns;   /* when it first went to sleep in this HLT */
+	__u32 seq;	       /* odd while it is written */
+	__u32 place;	       /* enum lag_place */
+	__u32 inside;	       /* KVM_RUN */
+	__u32 pad;
+	__u8 comm[TASK_COMM_LEN]; /* the process's */
+};
+
+/* A vCPU as the iterator finds it at an interval's end. */
+struct lag_sample {
+	struct lag_vcpu vcpu;
+	__u64 now_ns;
+	__u64 queued_ns; /* on the run queue's clock, if it waits */
+	__u64 run_delay_ns;
+	__u64 throttled_ns;
+	__u32 tid;
+	__u32 pad;
+};
+
+/* The waits of one vCPU and one power of two. */
+struct waits_key {
+	__u64 start_boottime_ns;
+	__u32 tid;
+	__u32 octave;
+};
+
+/* Who made whom wait. */
+struct pair_key {
+	__u32 victim_tid;
+	__u32 culprit_tgid;
+};
+
+struct pair {
+	__u64 ns;
+	__u64 victim_start_ns; /* of its process */
+	__u32 kind;	       /* enum culprit_kind */
+	__u32 pad;
+	__u8 comm[TASK_COMM_LEN]; /* the culprit's */
+};
+
+/* A wait that was long. */
+struct long_wait {
+	struct vm_id vm;
+	__u64 end_ns;
+	__u64 wait_ns;
+	__u64 throttled_ns;
+	__u64 culprit_ns;
+	__u32 tid;
+	__u32 cpu;
+	__u32 preempted;
+	__u32 culprit_tgid;
+	__u32 culprit_kind;
+	__u32 pad;
+	__u8 culprit_comm[TASK_COMM_LEN];
+	__u8 comm[TASK_COMM_LEN];
+};
+
+#endif /* __VCPULAG_H */
