@@ -23,6 +23,7 @@ const volatile __s32 only_vcpu_id = -1;
 const volatile __u64 only_cgroup_id = 0;
 const volatile __u32 only_cgroup_level = 0;
 const volatile __u64 slower_ns = 0;
+const volatile bool with_stacks = false;
 
 const volatile __u32 cpus = 1;
 
@@ -64,6 +65,23 @@ struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, 4096); /* 256 KiB where long waits are wanted, set at load */
 } slow SEC(".maps");
+
+#define STACK_FRAMES 127
+
+struct {
+	__uint(type, BPF_MAP_TYPE_STACK_TRACE);
+	__uint(max_entries, 1); /* set at load where stacks are wanted */
+	__uint(key_size, sizeof(__u32));
+	__uint(value_size, STACK_FRAMES * sizeof(__u64));
+} stacks SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1); /* likewise */
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct block_key);
+	__type(value, struct block);
+} blocks SEC(".maps");
 
 /*
  * Which PIDs are vCPUs' threads and VMs' processes: a byte each, asked for both sides of every
@@ -188,7 +206,7 @@ static __always_inline bool is_halted(struct lag_vcpu *v, struct task_struct *ta
 	return state == 3 || state == 1 || state == 2 || state == 9;
 }
 
-static __always_inline void switched_out(struct task_struct *prev, bool preempt)
+static __always_inline void switched_out(void *ctx, struct task_struct *prev, bool preempt)
 {
 	__u64 now = bpf_ktime_get_ns();
 	__u32 tid = prev->pid;
@@ -206,6 +224,8 @@ static __always_inline void switched_out(struct task_struct *prev, bool preempt)
 		v->place = is_halted(v, prev) ? LAG_HALTED : LAG_BLOCKED;
 	if (v->place == LAG_HALTED && !v->poll_until_ns)
 		v->poll_until_ns = now;
+	if (with_stacks && v->place == LAG_BLOCKED)
+		v->stack = bpf_get_stackid(ctx, &stacks, 0);
 	v->off_run_delay_ns = prev->sched_info.run_delay;
 	v->off_throttled_ns = cfs_rq_throttled_ns(prev->se.cfs_rq);
 	write_end(v);
@@ -356,6 +376,26 @@ static __always_inline void record_wait(struct lag_vcpu *v, __u32 tid, __u64 wai
 	hist_record(octave, key.octave, wait_ns, 1, wait_ns);
 }
 
+static __always_inline void record_block(struct lag_vcpu *v, __u32 tid, __u64 ns)
+{
+	struct block_key key = {.start_boottime_ns = v->vm.start_boottime_ns, .tid = tid};
+	static const struct block none;
+	struct block *block;
+
+	key.stack = v->stack;
+	block = bpf_map_lookup_elem(&blocks, &key);
+	if (!block) {
+		bpf_map_update_elem(&blocks, &key, &none, BPF_NOEXIST);
+		block = bpf_map_lookup_elem(&blocks, &key);
+		if (!block) {
+			__sync_fetch_and_add(&lost_waits, 1);
+			return;
+		}
+	}
+	block->count++;
+	block->ns += ns;
+}
+
 /* Not inlined: as a function's argument, the type stays in the BTF that Rust's is made from. */
 static __noinline void fill(struct long_wait *w, struct lag_vcpu *v, struct look *look)
 {
@@ -401,6 +441,8 @@ static __always_inline void switched_in(struct task_struct *next, struct rq *rq)
 		break;
 	case LAG_BLOCKED:
 		v->times.blocked_ns += off_ns - wait_ns;
+		if (with_stacks)
+			record_block(v, tid, off_ns - wait_ns);
 		break;
 	case LAG_VMM_ASLEEP:
 		v->times.vmm_ns += off_ns - wait_ns;
@@ -457,7 +499,7 @@ int BPF_PROG(sched_switch, bool preempt, struct task_struct *prev, struct task_s
 
 	log_slice(rq->clock, prev, next);
 	if (pid_is(prev->pid, PID_VCPU))
-		switched_out(prev, preempt);
+		switched_out(ctx, prev, preempt);
 	if (pid_is(next->pid, PID_VCPU))
 		switched_in(next, rq);
 	return 0;

@@ -67,7 +67,8 @@ struct lag_vcpu {
 	__u32 seq;	       /* odd while it is written */
 	__u32 place;	       /* enum lag_place */
 	__u32 inside;	       /* KVM_RUN */
-	__u32 pad;
+	__s32 stack; /* where it is blocked, if that is asked for; an error or an element of
+			`stacks` */
 	__u8 comm[TASK_COMM_LEN]; /* the process's */
 };
 
@@ -101,6 +102,18 @@ struct pair {
 	__u32 kind;	       /* enum culprit_kind */
 	__u32 pad;
 	__u8 comm[TASK_COMM_LEN]; /* the culprit's */
+};
+
+/* Where in the kernel which vCPU was blocked. */
+struct block_key {
+	__u64 start_boottime_ns;
+	__u32 tid;
+	__s32 stack;
+};
+
+struct block {
+	__u64 count;
+	__u64 ns;
 };
 
 /* A wait that was long. */

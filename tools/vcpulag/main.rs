@@ -3,8 +3,10 @@
 mod report;
 mod rows;
 mod slow;
+mod stacks;
 mod trace;
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{BufWriter, Write as _, stdout};
 use std::mem::MaybeUninit;
@@ -23,6 +25,7 @@ use jiff::Timestamp;
 
 use report::{NamedRow, Report, culprit_name};
 use rows::{Earlier, Row};
+use stacks::Stacks;
 use trace::{Tracer, Wanted};
 
 /// How late do vCPUs run, why, and who ran instead?
@@ -70,6 +73,12 @@ struct Args {
     #[arg(long, value_name = "USECS", value_parser = parse_micros,
           conflicts_with_all = ["interval", "culprits", "histogram", "hdr"])]
     slower: Option<Duration>,
+
+    /// Where in the kernel vCPUs were blocked, folded, and for how many microseconds: the worst ones, and no table
+    #[arg(long, value_name = "TOP", num_args = 0..=1, require_equals = true, default_missing_value = "10",
+          value_parser = clap::value_parser!(u32).range(1..),
+          conflicts_with_all = ["slower", "culprits", "histogram", "csv", "json", "hdr"])]
+    stacks: Option<u32>,
 }
 
 #[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,7 +99,12 @@ const SLOW_PERIOD: Duration = Duration::from_millis(50);
 
 impl Args {
     fn wanted(&self) -> Result<Wanted> {
-        Ok(Wanted { filter: self.filter.resolve()?, vcpu: self.vcpu, slower: self.slower })
+        Ok(Wanted {
+            filter: self.filter.resolve()?,
+            vcpu: self.vcpu,
+            slower: self.slower,
+            stacks: self.stacks.is_some(),
+        })
     }
 
     fn exit_code(&self, lost: u64) -> ExitCode {
@@ -144,7 +158,12 @@ fn run(args: Args) -> Result<ExitCode> {
         Some(file) => Some(HdrLog::begin(file, &mut hdr_serializer, Timestamp::now(), "vcpulag")?),
         None => None,
     };
-    report.begin(&mut out)?;
+    // Folded stacks are for programs that know no other lines.
+    let mut stacks = args.stacks.map(|top| Stacks::new(top as usize));
+    match stacks {
+        Some(_) => session::complain("vcpulag", report::BANNER),
+        None => report.begin(&mut out)?,
+    }
     out.flush()?;
 
     let (mut earlier, mut lost) = (Earlier::default(), 0);
@@ -152,18 +171,21 @@ fn run(args: Args) -> Result<ExitCode> {
         let more = ticker.wait(&stop);
         let (interval, reading, losses) = tracer.read()?;
         let rows = rows::rows(report.by_vm, &reading, &mut earlier);
-        let rows: Vec<NamedRow> = rows.into_iter().map(|row| named(row, &mut names)).collect();
+        let rows = named(rows, &mut names);
         if let Some(hdr) = &mut hdr {
             for row in rows.iter().filter(|row| row.row.waits.count() > 0) {
                 hdr.append(&interval, Some(&row.title()), &row.row.waits)?;
             }
         }
-        report.interval(&mut out, &interval, &rows, &losses)?;
+        match &mut stacks {
+            Some(stacks) => stacks.write(&mut out, &tracer.blocks()?)?,
+            None => report.interval(&mut out, &interval, &rows, &losses)?,
+        }
         out.flush()?;
         names.end_interval();
         tracer.forget(&reading, &mut earlier)?;
         lost += losses.lost();
-        if report.format != Format::Text {
+        if report.format != Format::Text || stacks.is_some() {
             losses.warnings().iter().for_each(|line| session::complain("vcpulag", line));
         }
         if !more {
@@ -177,14 +199,23 @@ fn run(args: Args) -> Result<ExitCode> {
     Ok(args.exit_code(lost))
 }
 
-fn named(mut row: Row, names: &mut Names) -> NamedRow {
-    row.name = names.name(row.vm.pid, row.vm.start_boottime_ns, &row.name).to_owned();
-    let culprits = row
-        .culprits
-        .iter()
-        .map(|(culprit, _)| culprit_name(culprit, |pid, comm| names.name(pid, 0, comm).to_owned()));
-    let culprits = culprits.collect();
-    NamedRow { row, culprits }
+/// Gives VMs their names, as victims and as culprits.
+fn named(mut rows: Vec<Row>, names: &mut Names) -> Vec<NamedRow> {
+    let mut vms: HashMap<i32, String> = HashMap::new();
+    for row in &mut rows {
+        row.name = names.name(row.vm.pid, row.vm.start_boottime_ns, &row.name).to_owned();
+        vms.insert(row.vm.pid, row.name.clone());
+    }
+    let mut vm_name = |pid, comm: &str| match vms.get(&pid) {
+        Some(name) => name.clone(),
+        None => names.name(pid, 0, comm).to_owned(),
+    };
+    let named = rows.into_iter().map(|row| {
+        let culprits = row.culprits.iter().map(|(who, _)| culprit_name(who, &mut vm_name));
+        let culprits = culprits.collect();
+        NamedRow { row, culprits }
+    });
+    named.collect()
 }
 
 fn tell_long_waits(

@@ -172,6 +172,9 @@ pub struct Report {
     pub timestamp: bool,
 }
 
+/// What people are told first.
+pub const BANNER: &str = "Tracing vCPUs... Hit Ctrl-C to end.";
+
 /// The width of the first column.
 const NAME: usize = 15;
 /// How many culprits text names for each row.
@@ -182,7 +185,7 @@ impl Report {
     pub fn begin(&self, out: &mut dyn Write) -> Result<()> {
         let figures = match self.format {
             Format::Text => {
-                writeln!(out, "Tracing vCPUs... Hit Ctrl-C to end.")?;
+                writeln!(out, "{BANNER}")?;
                 return Ok(());
             }
             Format::Json => return Ok(()),

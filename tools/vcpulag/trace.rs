@@ -15,7 +15,9 @@ use common::output::Interval;
 use common::{host, kvm, progs, time};
 use jiff::Timestamp;
 use libbpf_rs::skel::{OpenSkel as _, Skel as _, SkelBuilder as _};
-use libbpf_rs::{Iter, Link, MapCore as _, MapType, OpenObject, RingBuffer, RingBufferBuilder};
+use libbpf_rs::{
+    Iter, Link, MapCore as _, MapFlags, MapType, OpenObject, RingBuffer, RingBufferBuilder,
+};
 use plain::Plain;
 
 use crate::report::Losses;
@@ -23,6 +25,7 @@ use crate::rows::{
     Culprit, Earlier, Kind, PairElement, Reading, Sample, Thread, Times, VmId, WaitsElement,
 };
 use crate::slow::LongWait;
+use crate::stacks::Block;
 
 common::skeleton!("vcpulag");
 use skel::{OpenVcpulagSkel, VcpulagSkel, VcpulagSkelBuilder, types};
@@ -41,6 +44,10 @@ unsafe impl Plain for types::pair_key {}
 unsafe impl Plain for types::pair {}
 // SAFETY: as above.
 unsafe impl Plain for types::long_wait {}
+// SAFETY: as above.
+unsafe impl Plain for types::block_key {}
+// SAFETY: as above.
+unsafe impl Plain for types::block {}
 
 /// What the programs are to watch.
 pub struct Wanted {
@@ -50,6 +57,8 @@ pub struct Wanted {
     pub vcpu: Option<u32>,
     /// Waits above this are told as they end.
     pub slower: Option<Duration>,
+    /// Whether it is noted where vCPUs are blocked.
+    pub stacks: bool,
 }
 
 /// The tracepoints of KVM's that are needed.
@@ -65,6 +74,9 @@ const MAX_ELEMENTS: u64 = 1 << 20;
 const MAX_PREALLOCATED: u64 = 65_536;
 /// Bytes for long waits on their way to us.
 const SLOW_BYTES: u32 = 256 << 10;
+/// Room for stacks, and for vCPUs at each.
+const STACKS: u32 = 4_096;
+const BLOCKS: u32 = 65_536;
 /// `PIDS_PER_ELEMENT` in bpf/vcpulag.bpf.c.
 const PIDS_PER_ELEMENT: u64 = 64;
 
@@ -184,6 +196,27 @@ impl<'obj> Tracer<'obj> {
         Ok(take(&mut *found.borrow_mut()))
     }
 
+    /// Where vCPUs have been blocked since the start: the stack's addresses, the innermost first, how often and for
+    /// how many nanoseconds.
+    pub fn blocks(&self) -> Result<Vec<Block>> {
+        let blocks: Vec<(types::block_key, types::block)> = read_all(&self.skel.maps.blocks, 0)?;
+        let block = |(key, block): &(types::block_key, types::block)| {
+            let found = match u32::try_from(key.stack) {
+                Ok(id) => self.skel.maps.stacks.lookup(&id.to_ne_bytes(), MapFlags::ANY)?,
+                Err(_) => None,
+            };
+            let address = |word: &[u8]| word.try_into().map(u64::from_ne_bytes).unwrap_or_default();
+            let addresses = found.unwrap_or_default().chunks(8).map(address).collect::<Vec<_>>();
+            Ok(Block {
+                id: (key.start_boottime_ns, key.tid.cast_signed(), key.stack),
+                addresses: addresses.into_iter().take_while(|&address| address != 0).collect(),
+                count: block.count,
+                ns: block.ns,
+            })
+        };
+        blocks.iter().map(block).collect()
+    }
+
     /// What was lost since this was last asked.
     pub fn new_losses(&mut self) -> Result<Losses> {
         let missed = progs::misses(self.skel.object())?;
@@ -276,6 +309,11 @@ fn set_map_sizes(open: &mut OpenVcpulagSkel<'_>, wanted: &Wanted) -> Result<()> 
         maps.vcpus.set_map_flags(0)?;
         maps.waits.set_map_flags(0)?;
         maps.pairs.set_map_flags(0)?;
+        maps.blocks.set_map_flags(0)?;
+    }
+    if wanted.stacks {
+        maps.stacks.set_max_entries(STACKS)?;
+        maps.blocks.set_max_entries(BLOCKS)?;
     }
     maps.pids.set_max_entries(u32::try_from(pid_max.div_ceil(PIDS_PER_ELEMENT) + 1)?)?;
     maps.cpu_logs.set_max_entries(cpus)?;
@@ -298,6 +336,7 @@ fn set_knobs(open: &mut OpenVcpulagSkel<'_>, wanted: &Wanted) -> Result<()> {
         knobs.only_cgroup_id = cgroup.id;
         knobs.only_cgroup_level = cgroup.level;
     }
+    knobs.with_stacks = wanted.stacks;
     knobs.slower_ns = wanted.slower.map_or(Ok(0), |slower| u64::try_from(slower.as_nanos()))?;
     Ok(())
 }
