@@ -21,7 +21,6 @@ struct slice {
 	__u64 end_ns;
 	__u32 tgid;
 	__u32 kthread;
-	__u8 comm[16];
 };
 
 struct cpu_log {
@@ -37,8 +36,7 @@ struct {
 } cpu_logs SEC(".maps");
 
 /* In sched_switch: @prev has run until now. */
-static __always_inline void log_slice(__u64 clock_ns, struct task_struct *prev,
-				      struct task_struct *next)
+static __always_inline void log_slice(__u64 clock_ns, struct task_struct *prev)
 {
 	__u32 cpu = bpf_get_smp_processor_id();
 	struct cpu_log *log = bpf_map_lookup_elem(&cpu_logs, &cpu);
@@ -50,9 +48,6 @@ static __always_inline void log_slice(__u64 clock_ns, struct task_struct *prev,
 	slice->end_ns = clock_ns;
 	slice->tgid = prev->tgid;
 	slice->kthread = prev->flags & PF_KTHREAD;
-	/* If it gives way to the idle task, nobody has waited for it. */
-	if (prev->pid && next->pid)
-		bpf_probe_read_kernel(slice->comm, sizeof(slice->comm), prev->comm);
 	log->head++;
 }
 

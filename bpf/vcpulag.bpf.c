@@ -55,8 +55,9 @@ struct {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 1); /* likewise */
-	__uint(map_flags, BPF_F_NO_PREALLOC);
+	/* All there from the start: one wait may need dozens at once, more than can be allocated.
+	 */
+	__uint(max_entries, 65536);
 	__type(key, struct pair_key);
 	__type(value, struct pair);
 } pairs SEC(".maps");
@@ -90,6 +91,7 @@ struct {
 enum pid_flags {
 	PID_VCPU = 1 << 0,
 	PID_VM = 1 << 1,
+	PID_NAMED = 1 << 2,
 };
 
 #define PIDS_PER_ELEMENT 64
@@ -118,6 +120,40 @@ static __always_inline bool pid_is(__u32 pid, __u8 flag)
 	__u8 *flags = pid_flags(pid);
 
 	return flags && *flags & flag;
+}
+
+/*
+ * What processes that have run are called. Taken once from each, as to copy 16 bytes in every
+ * switch would be half of what it costs. Those that have not run for long may be forgotten.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 16384);
+	__type(key, __u32);
+	__type(value, struct process_name);
+} names SEC(".maps");
+
+/* Not inlined: it is rare. */
+static __noinline int name_process(struct task_struct *task, __u8 *flags)
+{
+	struct process_name name = {};
+	__u32 tgid = task->tgid;
+
+	BPF_CORE_READ_STR_INTO(&name.comm, task, group_leader, comm);
+	bpf_map_update_elem(&names, &tgid, &name, BPF_ANY);
+	if (flags)
+		*flags |= PID_NAMED;
+	return 0;
+}
+
+/* Not inlined: it is rare, too. */
+static __noinline int read_name(__u32 tgid, struct process_name *to)
+{
+	struct process_name *name = bpf_map_lookup_elem(&names, &tgid);
+
+	if (name && to)
+		*to = *name;
+	return 0;
 }
 
 static __always_inline void set_vcpu(struct lag_vcpu *v, struct kvm_vcpu *vcpu)
@@ -284,7 +320,7 @@ static __always_inline void blame(struct look *look, struct slice *slice, __u64 
 	if (!pair) {
 		none.kind = kind;
 		none.victim_start_ns = look->vm.start_boottime_ns;
-		__builtin_memcpy(none.comm, slice->comm, sizeof(none.comm));
+		read_name(slice->tgid, &none.culprit);
 		bpf_map_update_elem(&pairs, &key, &none, BPF_NOEXIST);
 		pair = bpf_map_lookup_elem(&pairs, &key);
 		if (!pair) {
@@ -406,7 +442,7 @@ static __noinline void fill(struct long_wait *w, struct lag_vcpu *v, struct look
 	w->culprit_ns = look->longest_ns;
 	w->culprit_tgid = look->longest.tgid;
 	w->culprit_kind = culprit_kind(look, &look->longest);
-	__builtin_memcpy(w->culprit_comm, look->longest.comm, sizeof(w->culprit_comm));
+	read_name(look->longest.tgid, &w->culprit);
 	__builtin_memcpy(w->comm, v->comm, sizeof(w->comm));
 }
 
@@ -496,8 +532,12 @@ SEC("tp_btf/sched_switch")
 int BPF_PROG(sched_switch, bool preempt, struct task_struct *prev, struct task_struct *next)
 {
 	struct rq *rq = task_rq(next);
+	__u8 *flags;
 
-	log_slice(rq->clock, prev, next);
+	flags = pid_flags(prev->tgid);
+	if (flags && !(*flags & PID_NAMED))
+		name_process(prev, flags);
+	log_slice(rq->clock, prev);
 	if (pid_is(prev->pid, PID_VCPU))
 		switched_out(ctx, prev, preempt);
 	if (pid_is(next->pid, PID_VCPU))
@@ -594,7 +634,8 @@ static __always_inline void thread_ends(void)
 	struct lag_vcpu *v;
 	__u8 *flags;
 
-	if (!pid_is(tid, PID_VCPU | PID_VM))
+	flags = pid_flags(tid);
+	if (!flags || !*flags)
 		return;
 	v = bpf_map_lookup_elem(&vcpus, &tid);
 	if (v) {
@@ -604,9 +645,23 @@ static __always_inline void thread_ends(void)
 		v->ended_ns = v->since_ns;
 		write_end(v);
 	}
-	flags = pid_flags(tid);
+	*flags = tid == tgid ? 0 : *flags & ~PID_VCPU;
+}
+
+/* A process that begins to run another program has another name. */
+static __always_inline void name_changes(void)
+{
+	__u8 *flags = pid_flags(bpf_get_current_pid_tgid() >> 32);
+
 	if (flags)
-		*flags = tid == tgid ? 0 : *flags & ~PID_VCPU;
+		*flags &= ~PID_NAMED;
+}
+
+SEC("tp/sched/sched_process_exec")
+int sched_process_exec(void *ctx)
+{
+	name_changes();
+	return FOR_PERF_TOO;
 }
 
 SEC("tp/sched/sched_process_exit")
@@ -659,7 +714,6 @@ static __always_inline void blame_so_far(struct lag_vcpu *v, struct task_struct 
 	curr = BPF_CORE_READ(rq, curr);
 	running.tgid = BPF_CORE_READ(curr, tgid);
 	running.kthread = BPF_CORE_READ(curr, flags) & PF_KTHREAD;
-	BPF_CORE_READ_STR_INTO(&running.comm, curr, comm);
 	if (clock > running.end_ns)
 		blame(look, &running, clock - running.end_ns);
 	add_culprits(v, look);

@@ -10,6 +10,10 @@
 /* As long as it is not known. */
 #define VCPU_ID_UNKNOWN (~0U)
 
+struct process_name {
+	__u8 comm[TASK_COMM_LEN];
+};
+
 /* Where a vCPU's thread is. */
 enum lag_place {
 	LAG_RUNNING,	/* on a CPU */
@@ -101,7 +105,7 @@ struct pair {
 	__u64 victim_start_ns; /* of its process */
 	__u32 kind;	       /* enum culprit_kind */
 	__u32 pad;
-	__u8 comm[TASK_COMM_LEN]; /* the culprit's */
+	struct process_name culprit;
 };
 
 /* Where in the kernel which vCPU was blocked. */
@@ -129,7 +133,7 @@ struct long_wait {
 	__u32 culprit_tgid;
 	__u32 culprit_kind;
 	__u32 pad;
-	__u8 culprit_comm[TASK_COMM_LEN];
+	struct process_name culprit;
 	__u8 comm[TASK_COMM_LEN];
 };
 

@@ -65,9 +65,8 @@ pub struct Wanted {
 const TRACEPOINTS: [&str; 2] = ["kvm_fpu", "kvm_vcpu_wakeup"];
 /// The least number of threads there is room for: those yet to be created.
 const MIN_THREADS: u64 = 16_384;
-/// How many powers of two a vCPU's waits usually spread over, and how many processes it usually waits for.
+/// How many powers of two a vCPU's waits usually spread over.
 const OCTAVES_PER_VCPU: u64 = 16;
-const CULPRITS_PER_VCPU: u64 = 32;
 /// The most elements there is room for; a bucket of an empty table is 16 bytes.
 const MAX_ELEMENTS: u64 = 1 << 20;
 /// The same where all elements must exist from the start.
@@ -109,6 +108,7 @@ impl<'obj> Tracer<'obj> {
         let progs = &skel.progs;
         let in_order = [
             &progs.sched_process_exit,
+            &progs.sched_process_exec,
             &progs.kvm_vcpu_wakeup,
             &progs.sched_migrate_task,
             &progs.sched_switch,
@@ -285,7 +285,7 @@ impl<'obj> Tracer<'obj> {
             culprit: Culprit {
                 kind: Kind::from_raw(pair.kind),
                 pid: key.culprit_tgid.cast_signed(),
-                comm: comm(&pair.comm),
+                comm: comm(&pair.culprit.comm),
             },
             ns: pair.ns,
         };
@@ -300,15 +300,12 @@ fn set_map_sizes(open: &mut OpenVcpulagSkel<'_>, wanted: &Wanted) -> Result<()> 
     // Linux 6.1 is the first to allow allocation there: see kvmexits.
     let preallocated = matches!(MapType::UserRingBuf.is_supported(), Ok(false));
     let most = if preallocated { MAX_PREALLOCATED } else { MAX_ELEMENTS };
-    let elements = |per_vcpu: u64| u32::try_from((threads * per_vcpu).min(most));
     let maps = &mut open.maps;
     maps.vcpus.set_max_entries(u32::try_from(threads)?)?;
-    maps.waits.set_max_entries(elements(OCTAVES_PER_VCPU)?)?;
-    maps.pairs.set_max_entries(elements(CULPRITS_PER_VCPU)?)?;
+    maps.waits.set_max_entries(u32::try_from((threads * OCTAVES_PER_VCPU).min(most))?)?;
     if preallocated {
         maps.vcpus.set_map_flags(0)?;
         maps.waits.set_map_flags(0)?;
-        maps.pairs.set_map_flags(0)?;
         maps.blocks.set_map_flags(0)?;
     }
     if wanted.stacks {
@@ -369,7 +366,7 @@ fn long_wait(wait: &types::long_wait) -> LongWait {
         culprit: (wait.culprit_ns > 0).then(|| Culprit {
             kind: Kind::from_raw(wait.culprit_kind),
             pid: wait.culprit_tgid.cast_signed(),
-            comm: comm(&wait.culprit_comm),
+            comm: comm(&wait.culprit.comm),
         }),
         culprit_ns: wait.culprit_ns,
     }
