@@ -333,6 +333,9 @@ static __always_inline void blame(struct look *look, struct slice *slice, __u64 
 			return;
 		}
 	}
+	/* It may not have been known as a VM before. */
+	if (pair->kind != kind)
+		pair->kind = kind;
 	__sync_fetch_and_add(&pair->ns, ns);
 }
 
