@@ -32,6 +32,8 @@ const volatile __u32 cpus = 1;
 __u64 lost_vcpus;
 __u64 lost_waits;
 __u64 lost_pairs_ns;
+/* Waits that sched_switch did not show: in the times by the kernel's books, but in no histogram. */
+__u64 unseen_waits;
 /* Long waits that found no room in the ring buffer. */
 __u64 lost_slow;
 /* The smallest difference seen between CLOCK_MONOTONIC and a run queue's clock. */
@@ -171,6 +173,14 @@ static __noinline struct lag_vcpu *add_vcpu(struct task_struct *task, __u32 plac
 	struct lag_vcpu added = {.place = place, .inside = inside};
 	__u8 *flags;
 
+	/* Whomever we watch: another VM that makes it wait is one. */
+	flags = pid_flags(tgid);
+	if (flags)
+		*flags |= PID_VM;
+	/* Whoever is not wanted may still be to blame. */
+	flags = pid_flags(tgid);
+	if (flags)
+		*flags |= PID_VM;
 	if ((only_tgid && tgid != only_tgid) || (only_tid && tid != only_tid))
 		return NULL;
 	if (only_cgroup_id && task_ancestor_cgroup_id(task, only_cgroup_level) != only_cgroup_id)
@@ -183,15 +193,15 @@ static __noinline struct lag_vcpu *add_vcpu(struct task_struct *task, __u32 plac
 		return NULL;
 	BPF_CORE_READ_STR_INTO(&added.comm, task, group_leader, comm);
 	added.since_ns = bpf_ktime_get_ns();
-	added.off_run_delay_ns = BPF_CORE_READ(task, sched_info.run_delay);
+	added.seen_pcount = BPF_CORE_READ(task, sched_info.pcount);
+	added.seen_run_delay_ns = BPF_CORE_READ(task, sched_info.run_delay);
+	added.blamed_run_delay_ns = added.seen_run_delay_ns;
+	added.seen_exec_ns = BPF_CORE_READ(task, se.sum_exec_runtime);
 	added.off_throttled_ns = cfs_rq_throttled_ns(BPF_CORE_READ(task, se.cfs_rq));
 	if (bpf_map_update_elem(&vcpus, &tid, &added, BPF_NOEXIST)) {
 		__sync_fetch_and_add(&lost_vcpus, 1);
 		return NULL;
 	}
-	flags = pid_flags(tgid);
-	if (flags)
-		*flags |= PID_VM;
 	flags = pid_flags(tid);
 	if (flags)
 		*flags |= PID_VCPU;
@@ -222,6 +232,7 @@ static __always_inline void settle(struct lag_vcpu *v, __u64 now)
 		v->times.vmm_ns += ns;
 		v->times.vmm_cpu_ns += ns;
 	}
+	v->on_cpu_ns += ns;
 	v->since_ns = now;
 }
 
@@ -242,6 +253,57 @@ static __always_inline bool is_halted(struct lag_vcpu *v, struct task_struct *ta
 	return state == 3 || state == 1 || state == 2 || state == 9;
 }
 
+/*
+ * sched_switch has not shown all of @task's switches since the last one seen, as happens while some
+ * other tool attaches to it: the kernel's books, with @queued_ns for the wait that ends now, if one
+ * does, tell what there was until now. Not inlined: it is rare.
+ */
+static __noinline void by_the_books(struct lag_vcpu *v, struct task_struct *task, __u64 now,
+				    __u64 queued_ns)
+{
+	__u64 left_ns = now - v->since_ns;
+	__u64 run_ns, wait_ns;
+	__u32 place = v->place;
+
+	run_ns = BPF_CORE_READ(task, se.sum_exec_runtime) - v->seen_exec_ns;
+	run_ns = run_ns > v->on_cpu_ns ? run_ns - v->on_cpu_ns : 0;
+	if (run_ns > left_ns)
+		run_ns = left_ns;
+	left_ns -= run_ns;
+	wait_ns = BPF_CORE_READ(task, sched_info.run_delay) - v->seen_run_delay_ns + queued_ns;
+	if (wait_ns > left_ns)
+		wait_ns = left_ns;
+	left_ns -= wait_ns;
+	v->times.wait_wakeup_ns += wait_ns;
+	if (place == LAG_RUNNING || place == LAG_PREEMPTED)
+		place = !v->inside ? LAG_VMM_ASLEEP : is_halted(v, task) ? LAG_HALTED : LAG_BLOCKED;
+	if (v->inside)
+		v->times.run_ns += run_ns;
+	else
+		v->times.vmm_cpu_ns += run_ns;
+	if (place == LAG_HALTED)
+		v->times.halt_ns += left_ns;
+	else if (place == LAG_BLOCKED)
+		v->times.blocked_ns += left_ns;
+	if (!v->inside)
+		v->times.vmm_ns += run_ns;
+	if (place == LAG_VMM_ASLEEP)
+		v->times.vmm_ns += left_ns;
+	v->since_ns = now;
+	__sync_fetch_and_add(&unseen_waits, 1);
+}
+
+/* A switch has been seen. @pcount and @run_delay_ns are as they will be when it is done. */
+static __always_inline void saw_switch(struct lag_vcpu *v, struct task_struct *task, __u64 pcount,
+				       __u64 run_delay_ns)
+{
+	v->seen_pcount = pcount;
+	v->seen_run_delay_ns = run_delay_ns;
+	v->blamed_run_delay_ns = run_delay_ns;
+	v->seen_exec_ns = task->se.sum_exec_runtime;
+	v->on_cpu_ns = 0;
+}
+
 static __always_inline void switched_out(void *ctx, struct task_struct *prev, bool preempt)
 {
 	__u64 now = bpf_ktime_get_ns();
@@ -251,7 +313,10 @@ static __always_inline void switched_out(void *ctx, struct task_struct *prev, bo
 	if (!v)
 		return;
 	write_begin(v);
-	settle(v, now);
+	if (v->place == LAG_RUNNING && v->seen_pcount == prev->sched_info.pcount)
+		settle(v, now);
+	else
+		by_the_books(v, prev, now, 0);
 	if (preempt || task_runnable(prev))
 		v->place = LAG_PREEMPTED;
 	else if (!v->inside)
@@ -262,7 +327,7 @@ static __always_inline void switched_out(void *ctx, struct task_struct *prev, bo
 		v->poll_until_ns = now;
 	if (with_stacks && v->place == LAG_BLOCKED)
 		v->stack = bpf_get_stackid(ctx, &stacks, 0);
-	v->off_run_delay_ns = prev->sched_info.run_delay;
+	saw_switch(v, prev, prev->sched_info.pcount, prev->sched_info.run_delay);
 	v->off_throttled_ns = cfs_rq_throttled_ns(prev->se.cfs_rq);
 	write_end(v);
 }
@@ -310,12 +375,12 @@ static __always_inline void blame(struct look *look, struct slice *slice, __u64 
 
 	if (kind < CULPRIT_KINDS)
 		look->culprits_ns[kind] += ns;
+	if (kind == CULPRIT_NOBODY)
+		return;
 	if (ns > look->longest_ns) {
 		look->longest_ns = ns;
 		look->longest = *slice;
 	}
-	if (kind == CULPRIT_NOBODY)
-		return;
 	pair = bpf_map_lookup_elem(&pairs, &key);
 	if (!pair) {
 		none.kind = kind;
@@ -328,6 +393,11 @@ static __always_inline void blame(struct look *look, struct slice *slice, __u64 
 			return;
 		}
 	}
+	/* It may not have been known as a VM before. */
+	if (pair->kind != kind)
+		pair->kind = kind;
+	/* It may have become known as a VM since. */
+	pair->kind = kind;
 	__sync_fetch_and_add(&pair->ns, ns);
 }
 
@@ -449,18 +519,25 @@ static __noinline void fill(struct long_wait *w, struct lag_vcpu *v, struct look
 static __always_inline void switched_in(struct task_struct *next, struct rq *rq)
 {
 	__u64 now = bpf_ktime_get_ns(), clock = rq->clock, queued = next->sched_info.last_queued;
-	__u64 off_ns, wait_ns, throttled_ns, from_ns;
+	__u64 off_ns, wait_ns, queued_ns, throttled_ns, from_ns;
 	__u32 tid = next->pid, cpu = bpf_get_smp_processor_id();
 	struct lag_vcpu *v = bpf_map_lookup_elem(&vcpus, &tid);
 	struct long_wait *told;
 	struct look *look;
-	bool preempted;
+	bool preempted, seen;
 
 	if (!v)
 		return;
 	preempted = v->place == LAG_PREEMPTED;
 	off_ns = now - v->since_ns;
-	wait_ns = next->sched_info.run_delay - v->off_run_delay_ns + task_queued_ns(next);
+	queued_ns = task_queued_ns(next);
+	wait_ns = next->sched_info.run_delay - v->seen_run_delay_ns + queued_ns;
+	/* If not, only the last wait is known as one. */
+	seen = v->place != LAG_RUNNING && v->seen_pcount == next->sched_info.pcount;
+	if (!seen) {
+		wait_ns = queued_ns;
+		preempted = false;
+	}
 	/* Not by books that count the sleep of a task that was moved meanwhile: see runqlat(8). */
 	if (wait_ns > off_ns || preempted)
 		wait_ns = off_ns;
@@ -471,6 +548,11 @@ static __always_inline void switched_in(struct task_struct *next, struct rq *rq)
 		throttled_ns = wait_ns;
 
 	write_begin(v);
+	if (!seen) {
+		by_the_books(v, next, now, queued_ns);
+		v->times.wakeups++;
+		goto arrived;
+	}
 	switch (v->place) {
 	case LAG_HALTED:
 		v->times.halt_ns += off_ns - wait_ns;
@@ -483,11 +565,6 @@ static __always_inline void switched_in(struct task_struct *next, struct rq *rq)
 	case LAG_VMM_ASLEEP:
 		v->times.vmm_ns += off_ns - wait_ns;
 		break;
-	case LAG_RUNNING: /* only if its switch away was not seen */
-		wait_ns = 0;
-		throttled_ns = 0;
-		settle(v, now);
-		break;
 	}
 	v->times.wait_throttled_ns += throttled_ns;
 	if (preempted) {
@@ -497,8 +574,12 @@ static __always_inline void switched_in(struct task_struct *next, struct rq *rq)
 		v->times.wait_wakeup_ns += wait_ns - throttled_ns;
 		v->times.wakeups++;
 	}
+arrived:
 	v->place = LAG_RUNNING;
 	v->since_ns = now;
+	/* A wait that is not in the books yet will be, and counted. */
+	saw_switch(v, next, next->sched_info.pcount + !!queued,
+		   next->sched_info.run_delay + queued_ns);
 	write_end(v);
 
 	record_wait(v, tid, wait_ns);
@@ -545,26 +626,63 @@ int BPF_PROG(sched_switch, bool preempt, struct task_struct *prev, struct task_s
 	return 0;
 }
 
-/* A vCPU that waits is moved to another CPU: those who ran on this one are blamed now. */
+/*
+ * Blames who has run on @rq since @from_ns while @v waits there, so far as that has been logged,
+ * and who runs now.
+ */
+static __always_inline void blame_so_far(struct lag_vcpu *v, struct rq *rq, __u32 tid,
+					 __u64 from_ns, __u64 clock, __u32 element)
+{
+	__u32 cpu = BPF_CORE_READ(rq, cpu);
+	struct slice running = {};
+	struct task_struct *curr;
+	struct cpu_log *log;
+	struct look *look;
+
+	if (from_ns < v->blamed_until_ns)
+		from_ns = v->blamed_until_ns;
+	log = bpf_map_lookup_elem(&cpu_logs, &cpu);
+	if (!log || !log->head || from_ns >= clock)
+		return;
+	look = look_back(v, tid, cpu, from_ns, clock, element);
+	if (!look)
+		return;
+	running.end_ns = log->slices[(log->head - 1) & (LOG_SLICES - 1)].end_ns;
+	if (running.end_ns < from_ns)
+		running.end_ns = from_ns;
+	curr = BPF_CORE_READ(rq, curr);
+	running.tgid = BPF_CORE_READ(curr, tgid);
+	running.kthread = BPF_CORE_READ(curr, flags) & PF_KTHREAD;
+	if (clock > running.end_ns)
+		blame(look, &running, clock - running.end_ns);
+	add_culprits(v, look);
+}
+
+/*
+ * A vCPU that waits is moved to another CPU: those who ran on this one are blamed now. It has been
+ * taken off this one's queue, so that the kernel's books already have this part of the wait.
+ */
 SEC("tp_btf/sched_migrate_task")
 int BPF_PROG(sched_migrate_task, struct task_struct *task, int dest_cpu)
 {
-	__u64 queued = task->sched_info.last_queued;
+	__u64 run_delay = task->sched_info.run_delay, waited_ns, clock;
 	struct rq *rq = task_rq(task);
 	struct lag_vcpu *v;
-	struct look *look;
 	__u32 tid = task->pid;
 
-	if (!queued || !task->on_rq || !pid_is(tid, PID_VCPU))
+	if (!pid_is(tid, PID_VCPU))
 		return 0;
 	v = bpf_map_lookup_elem(&vcpus, &tid);
 	if (!v)
 		return 0;
-	if (queued < v->blamed_until_ns)
-		queued = v->blamed_until_ns;
-	look = look_back(v, tid, rq->cpu, queued, rq->clock, bpf_get_smp_processor_id());
-	if (look)
-		add_culprits(v, look);
+	waited_ns = run_delay - v->blamed_run_delay_ns;
+	v->blamed_run_delay_ns = run_delay;
+	clock = rq->clock;
+	/* Asleep, with its dequeue delayed, it does not wait, whatever the books say. */
+	if ((__s64)waited_ns > 0 && waited_ns < clock && task_runnable(task))
+		blame_so_far(v, rq, tid, clock - waited_ns, clock, bpf_get_smp_processor_id());
+	/* The next queue has another clock. */
+	v->blamed_until_ns = 0;
 	return 0;
 }
 
@@ -688,51 +806,25 @@ struct {
 /* How often a sample is taken again if the vCPU is written meanwhile. */
 #define SAMPLE_TRIES 4
 
-/* Blames who has run while @v waits, so far as that has been logged, and who runs now. */
-static __always_inline void blame_so_far(struct lag_vcpu *v, struct task_struct *task,
-					 __u64 queued_ns)
-{
-	struct rq *rq = BPF_CORE_READ(task, se.cfs_rq, rq);
-	__u32 cpu = BPF_CORE_READ(rq, cpu);
-	__u64 clock = BPF_CORE_READ(rq, clock);
-	struct slice running = {};
-	struct task_struct *curr;
-	struct cpu_log *log;
-	struct look *look;
-
-	if (queued_ns < v->blamed_until_ns)
-		queued_ns = v->blamed_until_ns;
-	log = bpf_map_lookup_elem(&cpu_logs, &cpu);
-	if (!log || !log->head || queued_ns >= clock)
-		return;
-	look = look_back(v, task->pid, cpu, queued_ns, clock, cpus);
-	if (!look)
-		return;
-	running.end_ns = log->slices[(log->head - 1) & (LOG_SLICES - 1)].end_ns;
-	if (running.end_ns < queued_ns)
-		running.end_ns = queued_ns;
-	curr = BPF_CORE_READ(rq, curr);
-	running.tgid = BPF_CORE_READ(curr, tgid);
-	running.kthread = BPF_CORE_READ(curr, flags) & PF_KTHREAD;
-	if (clock > running.end_ns)
-		blame(look, &running, clock - running.end_ns);
-	add_culprits(v, look);
-	v->blamed_until_ns = clock;
-}
-
 static __always_inline int visit(struct seq_file *seq, struct task_struct *task)
 {
 	struct lag_sample *sample;
 	__u32 tid, i, seen, first = 0;
 	struct lag_vcpu *v;
+	struct rq *rq;
 	__s64 offset;
+	__u64 clock;
 
 	if (!task || !task->pid)
 		return 0;
 	tid = task->pid;
 	v = bpf_map_lookup_elem(&vcpus, &tid);
-	if (!v && task_in_vcpu(task))
+	if (!v && task_in_vcpu(task)) {
 		v = add_vcpu(task, task->on_cpu ? LAG_RUNNING : LAG_PREEMPTED, 1);
+		/* Asleep, perhaps for ever: that is no wait. */
+		if (v && v->place == LAG_PREEMPTED && !task_runnable(task))
+			v->place = is_halted(v, task) ? LAG_HALTED : LAG_BLOCKED;
+	}
 	sample = bpf_map_lookup_elem(&scratch, &first);
 	if (!v || v->ended_ns || !sample)
 		return 0;
@@ -740,8 +832,12 @@ static __always_inline int visit(struct seq_file *seq, struct task_struct *task)
 	sample->queued_ns = task->sched_info.last_queued;
 	if (task->on_cpu || !task->on_rq || !task_runnable(task))
 		sample->queued_ns = 0;
-	if (sample->queued_ns)
-		blame_so_far(v, task, sample->queued_ns);
+	rq = BPF_CORE_READ(task, se.cfs_rq, rq);
+	if (sample->queued_ns) {
+		clock = BPF_CORE_READ(rq, clock);
+		blame_so_far(v, rq, tid, sample->queued_ns, clock, cpus);
+		v->blamed_until_ns = clock;
+	}
 	offset = bpf_ktime_get_ns() - BPF_CORE_READ(task, se.cfs_rq, rq, clock);
 	if (offset < clock_offset_ns)
 		clock_offset_ns = offset;

@@ -64,15 +64,20 @@ struct lag_vcpu {
 	__u64 since_ns; /* where it is since when: all before is in the times */
 	__u64 ended_ns; /* when its thread ended, or 0 */
 	__u64 vcpu;	/* its address; 0 if KVM's types are not known */
-	__u64 off_run_delay_ns;
+	/* The kernel's books as they were, or were about to be, when it was last switched in or
+	 * out. */
+	__u64 seen_pcount;
+	__u64 seen_run_delay_ns;
+	__u64 seen_exec_ns;
+	__u64 on_cpu_ns; /* since then, of what is in the times */
 	__u64 off_throttled_ns;
-	__u64 blamed_until_ns; /* on the run queue's clock: who ran before has been blamed */
-	__u64 poll_until_ns;   /* when it first went to sleep in this HLT */
-	__u32 seq;	       /* odd while it is written */
-	__u32 place;	       /* enum lag_place */
-	__u32 inside;	       /* KVM_RUN */
-	__s32 stack; /* where it is blocked, if that is asked for; an error or an element of
-			`stacks` */
+	__u64 blamed_until_ns;	   /* on the run queue's clock: who ran before has been blamed */
+	__u64 blamed_run_delay_ns; /* somebody has been blamed for so much of the books */
+	__u64 poll_until_ns;	   /* when it first went to sleep in this HLT */
+	__u32 seq;		   /* odd while it is written */
+	__u32 place;		   /* enum lag_place */
+	__u32 inside;		   /* KVM_RUN */
+	__s32 stack; /* where it is blocked, if that is asked for; an error or of `stacks` */
 	__u8 comm[TASK_COMM_LEN]; /* the process's */
 };
 

@@ -19,6 +19,8 @@ pub struct Losses {
     pub waits: u64,
     /// Events that found our program running on their CPU, so that the kernel did not run it again.
     pub missed: u64,
+    /// Waits by the kernel's books, in no histogram: sched_switch did not show them.
+    pub unseen: u64,
     /// Waiting time that is blamed on a kind of task, but on none by name.
     pub unnamed_ns: u64,
     /// Long waits that are counted, but were not told.
@@ -32,6 +34,7 @@ impl Losses {
             vcpus: self.vcpus - earlier.vcpus,
             waits: self.waits - earlier.waits,
             missed: self.missed - earlier.missed,
+            unseen: self.unseen - earlier.unseen,
             unnamed_ns: self.unnamed_ns - earlier.unnamed_ns,
             untold: self.untold - earlier.untold,
         }
@@ -44,18 +47,30 @@ impl Losses {
 
     /// Sentences about what is missing.
     pub fn warnings(&self) -> Vec<String> {
-        let all = [
+        said([
             (self.vcpus, format!("lost {} vCPUs: no room for them", self.vcpus)),
             (self.waits, format!("lost {} waits in histograms: no room for them", self.waits)),
             (self.missed, format!("lost {} events: the kernel skipped them", self.missed)),
-            (
-                self.unnamed_ns,
-                format!("{} of waits without a name: no room", short_duration(self.unnamed_ns)),
-            ),
             (self.untold, format!("not shown {} waits: too many at once", self.untold)),
-        ];
-        all.into_iter().filter(|(count, _)| *count > 0).map(|(_, line)| line).collect()
+        ])
     }
+
+    /// Sentences about what is known less well.
+    fn notes(&self) -> Vec<String> {
+        let unnamed = short_duration(self.unnamed_ns);
+        said([
+            (
+                self.unseen,
+                format!("from totals {} waits: sched_switch did not show them", self.unseen),
+            ),
+            (self.unnamed_ns, format!("{unnamed} of waits for whom is not known: no memory")),
+        ])
+    }
+}
+
+/// The sentences whose figure is not 0.
+fn said<const N: usize>(sentences: [(u64, String); N]) -> Vec<String> {
+    sentences.into_iter().filter(|(count, _)| *count > 0).map(|(_, line)| line).collect()
 }
 
 const QUANTILES: [f64; 2] = [0.5, 0.99];
@@ -122,7 +137,7 @@ impl NamedRow {
     }
 
     /// For JSON, which has room for them.
-    fn more(&self) -> Vec<Field> {
+    fn more(&self, losses: &Losses) -> Vec<Field> {
         let Row { times, culprits, .. } = &self.row;
         let by_kind = crate::rows::KINDS
             .into_iter()
@@ -137,6 +152,8 @@ impl NamedRow {
             ("poll_ns", times.poll_ns.into()),
             ("blamed_ns", Value::Object(by_kind.collect())),
             ("culprits", pairs.collect()),
+            ("unseen", losses.unseen.into()),
+            ("unnamed_ns", losses.unnamed_ns.into()),
             output::buckets_json(&self.row.waits),
         ]
     }
@@ -234,7 +251,7 @@ impl Report {
                     }
                 }
                 Format::Json => {
-                    let fields = keys.chain(row.figures(losses)).chain(row.more());
+                    let fields = keys.chain(row.figures(losses)).chain(row.more(losses));
                     output::write_json_line(out, fields)?;
                 }
                 _ => output::write_csv_row(out, keys.chain(row.figures(losses)))?,
@@ -278,7 +295,7 @@ impl Report {
         if !rows.is_empty() && !self.by_vm {
             output::write_words(out, &[verdict(rows, self.late_percent)])?;
         }
-        for line in losses.warnings() {
+        for line in losses.warnings().iter().chain(&losses.notes()) {
             writeln!(out, "{line}")?;
         }
         if let Some(unit) = self.pictures {
@@ -350,7 +367,7 @@ impl Report {
         for (name, (ns, victims)) in hurts.iter().take(self.top) {
             writeln!(out, "{:<24} {:>7} {victims:>9}", printable(name), short_duration(*ns))?;
         }
-        for line in losses.warnings() {
+        for line in losses.warnings().iter().chain(&losses.notes()) {
             writeln!(out, "{line}")?;
         }
         Ok(())

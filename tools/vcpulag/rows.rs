@@ -230,7 +230,8 @@ pub struct Reading {
 pub struct Earlier {
     times: HashMap<(u64, i32), Times>,
     waits: HashMap<((u64, i32), u32), Octave>,
-    pairs: HashMap<((u64, i32), Culprit), u64>,
+    /// By victim and the culprit's PID, as in the kernel: what it is called and taken for may change.
+    pairs: HashMap<((u64, i32), i32), u64>,
 }
 
 /// A vCPU, or all of a VM, in one interval.
@@ -289,7 +290,7 @@ pub fn rows(by_vm: bool, reading: &Reading, earlier: &mut Earlier) -> Vec<Row> {
     }
     let mut blamed: HashMap<_, BTreeMap<Culprit, u64>> = HashMap::new();
     for pair in &reading.pairs {
-        let before = earlier.pairs.insert((pair.victim, pair.culprit.clone()), pair.ns);
+        let before = earlier.pairs.insert((pair.victim, pair.culprit.pid), pair.ns);
         let ns = pair.ns - before.unwrap_or(0).min(pair.ns);
         if let Some(key) = key_of(pair.victim)
             && ns > 0

@@ -225,6 +225,7 @@ impl<'obj> Tracer<'obj> {
             vcpus: bss.lost_vcpus,
             waits: bss.lost_waits,
             missed,
+            unseen: bss.unseen_waits,
             unnamed_ns: bss.lost_pairs_ns,
             untold: bss.lost_slow,
         };
@@ -402,7 +403,7 @@ fn sample(sample: &types::lag_sample, offset_ns: i64) -> Sample {
             let wait_ns = match sample.queued_ns {
                 0 => 0,
                 queued_ns => {
-                    let before = sample.run_delay_ns.saturating_sub(vcpu.off_run_delay_ns);
+                    let before = sample.run_delay_ns.saturating_sub(vcpu.seen_run_delay_ns);
                     (before + clock_ns.saturating_sub(queued_ns)).min(so_far_ns)
                 }
             };
