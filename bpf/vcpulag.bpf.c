@@ -177,10 +177,6 @@ static __noinline struct lag_vcpu *add_vcpu(struct task_struct *task, __u32 plac
 	flags = pid_flags(tgid);
 	if (flags)
 		*flags |= PID_VM;
-	/* Whoever is not wanted may still be to blame. */
-	flags = pid_flags(tgid);
-	if (flags)
-		*flags |= PID_VM;
 	if ((only_tgid && tgid != only_tgid) || (only_tid && tid != only_tid))
 		return NULL;
 	if (only_cgroup_id && task_ancestor_cgroup_id(task, only_cgroup_level) != only_cgroup_id)
@@ -193,6 +189,7 @@ static __noinline struct lag_vcpu *add_vcpu(struct task_struct *task, __u32 plac
 		return NULL;
 	BPF_CORE_READ_STR_INTO(&added.comm, task, group_leader, comm);
 	added.since_ns = bpf_ktime_get_ns();
+	added.known_ns = added.since_ns;
 	added.seen_pcount = BPF_CORE_READ(task, sched_info.pcount);
 	added.seen_run_delay_ns = BPF_CORE_READ(task, sched_info.run_delay);
 	added.blamed_run_delay_ns = added.seen_run_delay_ns;
@@ -328,6 +325,7 @@ static __always_inline void switched_out(void *ctx, struct task_struct *prev, bo
 	if (with_stacks && v->place == LAG_BLOCKED)
 		v->stack = bpf_get_stackid(ctx, &stacks, 0);
 	saw_switch(v, prev, prev->sched_info.pcount, prev->sched_info.run_delay);
+	v->off_cfs_rq = (__u64)prev->se.cfs_rq;
 	v->off_throttled_ns = cfs_rq_throttled_ns(prev->se.cfs_rq);
 	write_end(v);
 }
@@ -542,7 +540,8 @@ static __always_inline void switched_in(struct task_struct *next, struct rq *rq)
 	if (wait_ns > off_ns || preempted)
 		wait_ns = off_ns;
 	throttled_ns = cfs_rq_throttled_ns(next->se.cfs_rq) - v->off_throttled_ns;
-	if ((__s64)throttled_ns < 0)
+	/* Each CPU counts for itself: of a wait that was moved it cannot be told. */
+	if ((__s64)throttled_ns < 0 || v->off_cfs_rq != (__u64)next->se.cfs_rq)
 		throttled_ns = 0;
 	if (throttled_ns > wait_ns)
 		throttled_ns = wait_ns;
@@ -730,6 +729,9 @@ static __always_inline void halt_ends(__u64 halted_ns)
 		return;
 	now = bpf_ktime_get_ns();
 	begun = now - halted_ns;
+	/* What was before the vCPU was known is in none of its times. */
+	if (begun < v->known_ns)
+		begun = v->known_ns;
 	until = v->poll_until_ns ?: now;
 	write_begin(v);
 	if (until > begun)
@@ -824,6 +826,9 @@ static __always_inline int visit(struct seq_file *seq, struct task_struct *task)
 		/* Asleep, perhaps for ever: that is no wait. */
 		if (v && v->place == LAG_PREEMPTED && !task_runnable(task))
 			v->place = is_halted(v, task) ? LAG_HALTED : LAG_BLOCKED;
+		/* When it last polled was before. */
+		if (v)
+			v->poll_until_ns = v->since_ns;
 	}
 	sample = bpf_map_lookup_elem(&scratch, &first);
 	if (!v || v->ended_ns || !sample)

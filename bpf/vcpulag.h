@@ -71,6 +71,8 @@ struct lag_vcpu {
 	__u64 seen_exec_ns;
 	__u64 on_cpu_ns; /* since then, of what is in the times */
 	__u64 off_throttled_ns;
+	__u64 off_cfs_rq;	   /* whose */
+	__u64 known_ns;		   /* since when the vCPU is */
 	__u64 blamed_until_ns;	   /* on the run queue's clock: who ran before has been blamed */
 	__u64 blamed_run_delay_ns; /* somebody has been blamed for so much of the books */
 	__u64 poll_until_ns;	   /* when it first went to sleep in this HLT */

@@ -417,7 +417,9 @@ fn write_row(out: &mut dyn Write, named: &NamedRow) -> Result<()> {
     let who = culprits.iter().zip(&named.culprits).take(CULPRITS).map(|((_, ns), name)| {
         format!("{} {:.0}%", printable(name), percent(*ns, times.wait_ns()))
     });
-    let words: Vec<String> = quota.into_iter().chain(who).collect();
+    let unknown = percent(times.unknown_ns(), times.wait_ns());
+    let unknown = (unknown >= 0.5).then(|| format!("not known who {unknown:.0}%"));
+    let words: Vec<String> = quota.into_iter().chain(who).chain(unknown).collect();
     if !words.is_empty() {
         writeln!(out, "  waited for {}", words.join(", "))?;
     }
@@ -436,13 +438,15 @@ fn verdict(rows: &[NamedRow], late_percent: f64) -> String {
     let wait_ns: u64 = late.iter().map(|row| row.row.times.wait_ns()).sum();
     let of = |kind| late.iter().map(|row| row.row.times.blamed_ns(kind)).sum::<u64>();
     let throttled: u64 = late.iter().map(|row| row.row.times.wait_throttled_ns).sum();
+    let unknown: u64 = late.iter().map(|row| row.row.times.unknown_ns()).sum();
     let causes = [
+        (unknown, "not known whose fault"),
         (of(Kind::Vm), "other VMs"),
-        (of(Kind::Sibling), "the VM itself"),
+        (of(Kind::Sibling), "their own VM"),
         (of(Kind::Task), "host tasks"),
         (of(Kind::Kernel), "the kernel"),
-        (of(Kind::Nobody), "nobody (on its way)"),
-        (throttled, "its own quota"),
+        (of(Kind::Nobody), "nobody's fault"),
+        (throttled, "their own quota"),
     ];
     let worst = causes.into_iter().max_by_key(|(ns, _)| *ns);
     let (ns, who) = worst.unwrap_or_default();

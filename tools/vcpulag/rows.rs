@@ -158,6 +158,12 @@ impl Times {
         self.run_ns + self.wait_ns() + self.halt_ns + self.blocked_ns + self.vmm_ns
     }
 
+    /// Waits of which it is not known who ran meanwhile: what the log had forgotten.
+    pub fn unknown_ns(&self) -> u64 {
+        let known: u64 = self.culprits_ns.iter().sum::<u64>() + self.wait_throttled_ns;
+        self.wait_ns().saturating_sub(known)
+    }
+
     /// Waits for others, by kind; the last is what nobody can be blamed for, as it is not known who ran.
     pub fn blamed_ns(&self, kind: Kind) -> u64 {
         KINDS.iter().position(|k| *k == kind).map_or(0, |at| self.culprits_ns[at])
