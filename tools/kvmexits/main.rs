@@ -171,15 +171,22 @@ fn run(args: Args) -> Result<ExitCode> {
         let format = Format::from(&args.output);
         slow::begin(&mut out, format)?;
         out.flush()?;
-        ticker.wait_working(&stop, SLOW_PERIOD, || {
+        let mut ticker = Ticker::new(Some(SLOW_PERIOD), None, args.output.duration);
+        loop {
+            let more = ticker.wait(&stop);
+            let ended = wanted.filter.ended();
             for slow in tracer.slow_exits()? {
                 if args.wants(Some(slow.source.reason)) {
                     let vm = name(&mut names, slow.source.vm, &slow.comm);
                     slow::write(&mut out, format, &slow, &vm)?;
                 }
             }
-            Ok(out.flush()?)
-        })?;
+            out.flush()?;
+            ended.iter().for_each(|sentence| session::complain("kvmexits", sentence));
+            if !more || ended.is_some() {
+                break;
+            }
+        }
         let losses = tracer.new_losses()?;
         losses.warnings().iter().for_each(|line| session::complain("kvmexits", line));
         return Ok(args.exit_code(losses.lost() + losses.untold));
