@@ -168,6 +168,9 @@ impl Row {
     }
 }
 
+/// What a run begins with.
+pub const BANNER: &str = "Tracing VM exits... Hit Ctrl-C to end.";
+
 /// The width of the first column.
 const NAME: usize = 18;
 
@@ -200,7 +203,7 @@ impl Report {
     pub fn begin(&self, out: &mut dyn Write) -> Result<()> {
         let columns: &[&str] = match self.format {
             Format::Text => {
-                writeln!(out, "Tracing VM exits... Hit Ctrl-C to end.")?;
+                writeln!(out, "{BANNER}")?;
                 return Ok(());
             }
             Format::Json => return Ok(()),
