@@ -261,7 +261,8 @@ impl Report {
             writeln!(out, "\nno exits")?;
         }
         for line in notes(rows, context) {
-            writeln!(out, "{line}")?;
+            let words: Vec<_> = line.split(' ').map(str::to_owned).collect();
+            output::write_words(out, &words)?;
         }
         if let Some(unit) = self.pictures {
             for row in ended {
@@ -376,7 +377,7 @@ fn notes(rows: &[Row], context: &Context<'_>) -> Vec<String> {
     }
     notes.extend(context.untraced.map(|module| {
         format!(
-            "no exits from guest mode: vCPUs ran, but {module} does not fire kvm_exit;\n  \
+            "no exits from guest mode: vCPUs ran, but {module} does not fire kvm_exit; \
              exits to userspace are complete"
         )
     }));

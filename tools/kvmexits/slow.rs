@@ -24,6 +24,9 @@ pub struct SlowExit {
     pub comm: String,
 }
 
+/// The width of names.
+const NAME: usize = 18;
+
 const COLUMNS: [&str; 14] = [
     "time",
     "pid",
@@ -70,13 +73,23 @@ fn write_text(out: &mut dyn Write, slow: &SlowExit, vm: &str) -> Result<()> {
     let vcpu = vcpu.map_or_else(|| "?".to_owned(), |vcpu| vcpu.to_string());
     let vm = printable(&format!("{vm}/{vcpu}"));
     let name = reason.name();
-    write!(out, "{clock:<12} {vm:<18} {name:<18}")?;
+    write!(out, "{clock:<12} ")?;
+    // What is too long for its column is on a line of its own, so that the figures stay in theirs.
+    for (i, text) in [vm, name.into_owned()].into_iter().enumerate() {
+        match text.chars().count() <= NAME {
+            true => write!(out, "{text:<NAME$}")?,
+            false => write!(out, "{text}\n{:1$}", "", (i + 1) * (NAME + 1) + 12)?,
+        }
+        if i == 0 {
+            write!(out, " ")?;
+        }
+    }
     let Parts { userspace_ns, asleep_ns, runqueue_ns } = slow.parts;
     for ns in [slow.total_ns, slow.kernel_ns(), userspace_ns, asleep_ns, runqueue_ns] {
         write!(out, " {:>5}", short_duration(ns))?;
     }
     match detail {
-        Some(detail) => writeln!(out, " {detail}")?,
+        Some(detail) => writeln!(out, "\n{:32}{detail}", "")?,
         None => writeln!(out)?,
     }
     Ok(())
