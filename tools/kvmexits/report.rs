@@ -1,5 +1,6 @@
 //! From kvmexits' rows to text, CSV and JSON. Pure: nothing here asks the kernel or the host.
 
+use std::collections::HashMap;
 use std::io::Write;
 
 use anyhow::Result;
@@ -279,12 +280,13 @@ impl Report {
             return vec![(None, rows.to_vec())];
         }
         let mut groups: Vec<(Option<String>, Vec<&Row>)> = Vec::new();
+        let mut places = HashMap::new();
         for row in rows {
-            let owner = row.owner();
-            match groups.iter_mut().find(|(other, _)| *other == owner) {
-                Some((_, group)) => group.push(row),
-                None => groups.push((owner, vec![row])),
+            let place = *places.entry((row.key.vm, row.key.vcpu)).or_insert(groups.len());
+            if place == groups.len() {
+                groups.push((row.owner(), Vec::new()));
             }
+            groups[place].1.push(row);
         }
         // What the VMM took is part of the exits from guest mode, if those are known.
         let cost_ns = |rows: &[&Row]| {
@@ -316,13 +318,15 @@ impl Report {
             "{blank}{heading:<NAME$}{:>8}{:>6}{:>6}{:>6}{:>6}{:>6}{:>6} krn usr slp rnq",
             "COUNT", "/S", "TIME%", "MEAN", "P50", "P99", "MAX"
         )?;
+        let mut twins: HashMap<Option<String>, usize> = HashMap::new();
+        rows.iter().for_each(|row| *twins.entry(row.short_owner()).or_default() += 1);
         for row in rows {
-            let twins = rows.iter().filter(|other| other.short_owner() == row.short_owner());
-            let owner = match twins.count() {
-                1 => row.short_owner(),
+            let owner = || match row.short_owner() {
+                unique if twins.get(&unique) == Some(&1) => unique,
                 _ => row.owner(),
             };
-            let name = printable(&row.what().or(owner).unwrap_or_else(|| "all".to_owned()));
+            let name = row.what().or_else(owner).unwrap_or_else(|| "all".to_owned());
+            let name = printable(&name);
             match name.chars().count() < NAME {
                 true => write!(out, "{name:<NAME$}")?,
                 false => write!(out, "{name}\n{:<NAME$}", "")?,
