@@ -157,7 +157,7 @@ impl<'obj> Tracer<'obj> {
             true => rows.close(&open),
             false => rows.note(&open),
         }
-        self.make_room(&threads)?;
+        self.forget_dead(&threads)?;
         let bss = self.bss()?;
         let exits_untraced = bss.runs_seen && !bss.exits_seen;
         Ok(Reading { interval, losses: self.new_losses()?, exits_untraced })
@@ -169,13 +169,12 @@ impl<'obj> Tracer<'obj> {
         Ok(2 * elements >= u64::from(self.skel.maps.exits.max_entries()))
     }
 
-    /// Takes what there is into `rows` before the interval's end, and deletes what belongs to VMs that are gone if
-    /// that needs to be.
+    /// Takes what there is into `rows` before the interval's end, and deletes what belongs to VMs that are gone.
     pub fn gather(&mut self, rows: &mut Rows) -> Result<()> {
         let threads = self.read_threads()?;
         let elements = self.read_exits()?;
         rows.add(&elements, &mut self.earlier, self.epoch);
-        self.make_room(&threads)
+        self.forget_dead(&threads)
     }
 
     /// Hands over the slow exits that have come.
@@ -218,9 +217,10 @@ impl<'obj> Tracer<'obj> {
         Ok(elements.collect())
     }
 
-    /// `threads` were read before the elements: who is not among them has written its last.
-    fn make_room(&mut self, threads: &[(u32, types::vcpu_thread)]) -> Result<()> {
-        if !self.by_thread || !self.needs_room()? {
+    /// Deletes what belongs to threads that are gone, so that what VMs take does not outlive them by much. `threads`
+    /// were read before the elements: who is not among them has written its last.
+    fn forget_dead(&mut self, threads: &[(u32, types::vcpu_thread)]) -> Result<()> {
+        if !self.by_thread {
             return Ok(());
         }
         let exits = &self.skel.maps.exits;
