@@ -63,7 +63,7 @@ struct Args {
     histogram: bool,
 
     /// Pictures in milliseconds instead of microseconds
-    #[arg(short = 'm', long)]
+    #[arg(short = 'm', long, requires = "histogram")]
     milliseconds: bool,
 
     /// Print each exit that takes longer, as it ends, and no table

@@ -374,7 +374,12 @@ fn notes(rows: &[Row], context: &Context<'_>) -> Vec<String> {
     }
     let is_busy =
         |row: &&Row| row.open > 0 && !row.key.reason.is_some_and(|reason| reason.is_halt());
-    let open: u64 = rows.iter().filter(is_busy).map(|row| row.open).sum();
+    // What the VMM has not answered is part of an exit from guest mode that goes on, too.
+    let open_of = |userspace| {
+        let rows = rows.iter().filter(is_busy).filter(|row| row.key.userspace == userspace);
+        rows.map(|row| row.open).sum::<u64>()
+    };
+    let open = open_of(false).max(open_of(true));
     let longest = rows.iter().filter(is_busy).max_by_key(|row| row.longest_open_ns);
     if let Some((row, ns)) = longest.and_then(|row| Some((row, row.longest_open_ns?))) {
         notes.push(format!("not over yet {open}, longest {}: {}", short_duration(ns), row.title()));
