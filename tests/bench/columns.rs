@@ -10,7 +10,13 @@ pub fn print_head(title: &str, columns: &[&str]) {
 
 /// Prints a row: medians, `-` for who was not measured.
 pub fn print(what: &str, figures: &[Option<f64>]) {
-    let decimals = if figures.iter().flatten().any(|figure| figure.abs() < 100.0) { 1 } else { 0 };
+    let largest =
+        figures.iter().flatten().fold(0.0, |largest: f64, figure| largest.max(figure.abs()));
+    let decimals = match largest {
+        ..10.0 => 2,
+        ..100.0 => 1,
+        _ => 0,
+    };
     let cell = |figure: &Option<f64>| match figure {
         Some(figure) => format!("{figure:>9.decimals$}"),
         None => format!("{:>9}", "-"),

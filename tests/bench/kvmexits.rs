@@ -52,9 +52,9 @@ const USERSPACE: Kind = Kind {
 
 /// Instructions are the same in every round, but for what the timer interrupts.
 const IN_INSTRUCTIONS: Rounds = Rounds {
-    bpf_time: 2,
+    bpf_time: 1,
     slowdown: 2,
-    exits: 5_000,
+    exits: 10_000,
     switches: 1,
     round_trips: 2_000,
     lasting: false,

@@ -59,8 +59,11 @@ pub fn survives(program: &str, kind: &Kind, peers: &Peers<'_>) -> Result<bool> {
         let ended = counting.end()?;
         let (counted, lost, not_shown) =
             (ended.counted(kind.reason)?, ended.warned_of("lost "), ended.warned_of("not shown "));
-        let rate = storm.exits as f64 / storm.wall_s;
-        println!("{name:<24}{rate:>12.0}{:>11}{counted:>11}{lost:>9}{not_shown:>13}", storm.exits);
+        let rate = match peers.rounds.lasting {
+            true => format!("{:.0}", storm.exits as f64 / storm.wall_s),
+            false => "-".to_owned(),
+        };
+        println!("{name:<24}{rate:>12}{:>11}{counted:>11}{lost:>9}{not_shown:>13}", storm.exits);
         good &= lost == 0 && counted + not_shown >= storm.exits;
     }
     Ok(good)
