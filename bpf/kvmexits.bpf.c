@@ -266,13 +266,6 @@ static __always_inline void exit_ends(struct vcpu_thread *t, __u32 tid, __u64 no
 }
 
 /* The run queue's part of what the VMM took is in the kernel's books, as runq.bpf.h explains. */
-static __always_inline __u64 run_delay_ns(void)
-{
-	struct task_struct *task = (void *)bpf_get_current_task();
-
-	return BPF_CORE_READ(task, sched_info.run_delay);
-}
-
 static __always_inline void user_ends(struct vcpu_thread *t, __u32 tid, __u64 now)
 {
 	struct ended end = {.kind = EXIT_USERSPACE, .detail = t->user_detail};
@@ -280,7 +273,7 @@ static __always_inline void user_ends(struct vcpu_thread *t, __u32 tid, __u64 no
 	end.total_ns = now - t->user_ns;
 	end.code = t->user_code;
 	end.err = t->user_err;
-	end.parts.runqueue_ns = run_delay_ns() - t->user_run_delay_ns;
+	end.parts.runqueue_ns = current_run_delay_ns() - t->user_run_delay_ns;
 	if (end.parts.runqueue_ns > end.total_ns)
 		end.parts.runqueue_ns = end.total_ns;
 	end.parts.userspace_ns = end.total_ns - end.parts.runqueue_ns;
@@ -342,13 +335,13 @@ static __always_inline void user_begins(void *ctx, __u32 reason, __s32 err)
 		if (stack >= 0)
 			t->user_detail = DETAIL(DETAIL_STACK, stack);
 	}
-	t->user_run_delay_ns = run_delay_ns();
+	t->user_run_delay_ns = current_run_delay_ns();
 	t->user_ns = bpf_ktime_get_ns();
 }
 
 static __always_inline void run_begins(__u32 tid)
 {
-	struct kvm_vcpu *vcpu = task_vcpu((void *)bpf_get_current_task());
+	struct kvm_vcpu *vcpu = current_vcpu();
 	struct vcpu_thread *t = this_thread();
 	__u64 now;
 

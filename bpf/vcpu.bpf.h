@@ -5,6 +5,7 @@
 
 #include "vmlinux.h"
 #include <bpf/bpf_core_read.h>
+#include "compat.bpf.h"
 
 /*
  * KVM registers a preempt notifier on the thread that is inside a vCPU's ioctl (vcpu_load() in
@@ -19,17 +20,17 @@ static __always_inline bool task_in_vcpu(struct task_struct *task)
 }
 
 /*
- * The vCPU in whose ioctl @task is; NULL if it is in none, or the kernel has no BTF of KVM's types
- * (Linux 5.10 has none of modules).
+ * The vCPU in whose ioctl the current task is; NULL if it is in none, or the kernel has no BTF of
+ * KVM's types (Linux 5.10 has none of modules).
  */
-static __always_inline struct kvm_vcpu *task_vcpu(struct task_struct *task)
+static __always_inline struct kvm_vcpu *current_vcpu(void)
 {
 	struct hlist_node *first;
 
-	if (!bpf_core_field_exists(task->preempt_notifiers) ||
+	if (!bpf_core_field_exists(struct task_struct, preempt_notifiers) ||
 	    !bpf_core_type_exists(struct kvm_vcpu))
 		return NULL;
-	first = BPF_CORE_READ(task, preempt_notifiers.first);
+	first = current_preempt_notifier();
 	if (!first)
 		return NULL;
 	return (void *)first - bpf_core_field_offset(struct kvm_vcpu, preempt_notifier.link);
