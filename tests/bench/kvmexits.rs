@@ -82,7 +82,7 @@ fn main() -> ExitCode {
 /// False if exits were lost.
 fn run() -> Result<bool> {
     stats::check_off()?;
-    kvm::check()?;
+    kvm::check_tracepoints(&["kvm_exit"])?;
     let instructions = env::args().any(|arg| arg == "--instructions");
     let mut object = MaybeUninit::uninit();
     let peers = Peers {
