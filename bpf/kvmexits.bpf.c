@@ -213,10 +213,15 @@ static __noinline int count(struct vcpu_thread *t, __u32 tid, struct ended *end)
 		__sync_fetch_and_add(&lost, 1);
 		return 0;
 	}
+	/* x86 keeps the order of stores: only the compiler could change it. */
+	e->begun++;
+	barrier();
 	hist_record(&e->hist, key.octave, end->total_ns, 1, end->total_ns);
 	e->parts.userspace_ns += end->parts.userspace_ns;
 	e->parts.asleep_ns += end->parts.asleep_ns;
 	e->parts.runqueue_ns += end->parts.runqueue_ns;
+	barrier();
+	e->done++;
 	return 0;
 }
 
