@@ -163,8 +163,10 @@ fn run(args: Args) -> Result<ExitCode> {
     let mut ticker = Ticker::new(args.output.interval, args.output.count, args.output.duration);
     let mut out = BufWriter::new(stdout().lock());
     let mut names = Names::default();
-    let name = |names: &mut Names, vm: VmId, comm: &str| {
-        names.name(vm.pid, vm.start_boottime_ns, comm).to_owned()
+    // Who was asked for by name keeps it, gone or not.
+    let name = |names: &mut Names, vm: VmId, comm: &str| match &wanted.filter.vm {
+        Some(named) if named.pid == vm.pid => named.name.clone(),
+        _ => names.name(vm.pid, vm.start_boottime_ns, comm).to_owned(),
     };
 
     if args.slower.is_some() {

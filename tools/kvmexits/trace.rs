@@ -67,6 +67,8 @@ const DETAILS: [&str; 5] = ["kvm_pio", "kvm_mmio", "kvm_msr", "kvm_hypercall", "
 const ELEMENTS: std::ops::RangeInclusive<u64> = 65_536..=1 << 20;
 /// The least number of threads there is room for: those yet to be created.
 const MIN_THREADS: u64 = 16_384;
+/// How often an element is read again if it is written just then: for long only if its writer was preempted.
+const READS: u32 = 100;
 /// Bytes for slow exits on their way to us, and room for stacks.
 const SLOW_BYTES: u32 = 256 << 10;
 const STACKS: u32 = 16_384;
@@ -205,8 +207,9 @@ impl<'obj> Tracer<'obj> {
     fn read_exits(&self) -> Result<Vec<Element>> {
         // Elements may be added while the table is read, but those there before must be found.
         let created = self.bss()?.exits_created - self.deleted;
-        let elements: Vec<(types::exits_key, types::exits)> =
+        let mut elements: Vec<(types::exits_key, types::exits)> =
             read_all(&self.skel.maps.exits, created)?;
+        elements.iter_mut().try_for_each(|(key, exits)| self.read_again(key, exits))?;
         let elements = elements.iter().map(|(key, exits)| Element {
             id: element_id(key),
             source: source(&key.vm, key.writer, reason(key.kind, key.code, key.err), key.detail),
@@ -215,6 +218,19 @@ impl<'obj> Tracer<'obj> {
             comm: comm(&exits.comm),
         });
         Ok(elements.collect())
+    }
+
+    /// Reads an element again that was being written while it was read: its parts would not be of the same exits.
+    fn read_again(&self, key: &types::exits_key, exits: &mut types::exits) -> Result<()> {
+        for _ in 0..READS {
+            if exits.begun == exits.done {
+                break;
+            }
+            if let Some(bytes) = self.skel.maps.exits.lookup(&element_id(key), MapFlags::ANY)? {
+                *exits = copy_out(&bytes)?;
+            }
+        }
+        Ok(())
     }
 
     /// Deletes what belongs to threads that are gone, so that what VMs take does not outlive them by much. `threads`
