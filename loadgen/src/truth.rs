@@ -40,6 +40,8 @@ pub struct Truth {
     pub ticks_missed: u64,
     /// How late the latest tick came, in nanoseconds; at most 61 ppm of the run's length too small.
     pub latest_tick_ns: u64,
+    /// All ticks by how late they came: `[lo_ns, hi_ns, count]`, from `lo_ns` to below `hi_ns`, in powers of two.
+    pub late_ticks: Vec<[u64; 3]>,
     /// Exits the guest caused, by kind.
     pub exits: BTreeMap<&'static str, u64>,
     /// Steal time since the guest's first instruction, as the guest read it from MSR_KVM_STEAL_TIME, in nanoseconds;
@@ -68,7 +70,8 @@ impl Truth {
             iterations: page.iterations.load(Relaxed),
             ticks: page.ticks.load(Relaxed),
             ticks_missed: page.ticks_missed.load(Relaxed),
-            latest_tick_ns: page.latest_tick_ns(),
+            latest_tick_ns: page.latest_tick_ns.load(Relaxed),
+            late_ticks: page.late_ticks(),
             exits: exits(page, workload),
             // A guest that has not come to its first look has read nothing yet.
             steal_ns: steal.then(|| {
@@ -151,11 +154,12 @@ mod tests {
         let page: VcpuPage = unsafe { std::mem::zeroed() };
         page.iterations.store(23, Relaxed);
         page.tid.store(102, Relaxed);
+        page.late_ticks[4].store(7, Relaxed);
         let truth = Truth::read(&page, 0, 1, 101, Workload::Duty { percent: 30 }, false);
         let line = serde_json::to_string(&truth).expect("JSON");
         assert_eq!(
             line,
-            r#"{"vm":"loadgen-0001","pid":101,"tid":102,"vcpu":1,"workload":"duty=30","iterations":23,"ticks":0,"ticks_missed":0,"latest_tick_ns":0,"exits":{"hlt":0},"steal_ns":null}"#
+            r#"{"vm":"loadgen-0001","pid":101,"tid":102,"vcpu":1,"workload":"duty=30","iterations":23,"ticks":0,"ticks_missed":0,"latest_tick_ns":0,"late_ticks":[[16,32,7]],"exits":{"hlt":0},"steal_ns":null}"#
         );
     }
 

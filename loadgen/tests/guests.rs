@@ -44,6 +44,27 @@ fn idle_guests_tick_at_their_rate() {
     }
 }
 
+/// Late or not, every tick is in one bucket, and the latest one in the last.
+#[test]
+fn every_tick_is_in_the_histogram_of_lateness() {
+    let _alone = alone();
+    for workload in ["idle=1009", "duty=60", "exits=hlt:23", "spin"] {
+        let args = ["--vms", "5", "--vcpus", "2", "--workload", workload, "--duration", "2"];
+        for line in run(&args).1 {
+            let buckets = line["late_ticks"].as_array().expect("an array");
+            let buckets: Vec<_> = buckets
+                .iter()
+                .map(|row| [0, 1, 2].map(|at| row[at].as_u64().expect("a number")))
+                .collect();
+            let (ticks, latest_ns) = (number(&line, "ticks"), number(&line, "latest_tick_ns"));
+            assert_eq!(buckets.iter().map(|[_, _, count]| count).sum::<u64>(), ticks, "{line}");
+            assert!(buckets.is_sorted() && buckets.iter().all(|row| row[2] > 0), "{line}");
+            let in_last = |[lo_ns, hi_ns, _]: &[u64; 3]| (*lo_ns..*hi_ns).contains(&latest_ns);
+            assert!(buckets.last().is_none_or(in_last), "{line}");
+        }
+    }
+}
+
 #[test]
 fn duty_burns_its_share_of_cpu_time() {
     let _alone = alone();

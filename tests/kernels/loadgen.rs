@@ -43,6 +43,8 @@ fn idle_guests_tick_and_halt() {
         let [ticks, missed] = ["ticks", "ticks_missed"].map(|name| vcpu[name].as_u64().unwrap());
         let hlts = vcpu["exits"]["hlt"].as_u64().unwrap();
         assert!((60..=76).contains(&(ticks + missed)), "23 Hz for 3 s: {vcpu}");
+        let late = vcpu["late_ticks"].as_array().unwrap().iter();
+        assert_eq!(late.map(|row| row[2].as_u64().unwrap()).sum::<u64>(), ticks, "{vcpu}");
         // A tick that finds the guest awake needs no HLT.
         assert!(ticks >= 23 && hlts >= 23 && hlts <= ticks + 1, "{vcpu}");
         assert_eq!(vcpu.get("failure"), None, "{vcpu}");
