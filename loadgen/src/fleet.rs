@@ -1,21 +1,18 @@
 //! A fleet of guests: creates them all, starts them together, and takes them down again.
 
-use std::fs;
 use std::io;
 use std::ops::ControlFlow;
 use std::os::fd::AsRawFd as _;
-use std::path::Path;
 use std::sync::atomic::Ordering::Relaxed;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use common::host;
 use common::session::{host_cannot, usage};
-use kvm_ioctls::{Cap, Kvm};
+use kvm_ioctls::Kvm;
 
 use crate::cgroup::Cgroup;
-use crate::exits::ExitKind;
+use crate::checks;
 use crate::guest::{self, Guest, Plan};
 use crate::image;
 use crate::janitor::Janitor;
@@ -33,8 +30,6 @@ const LEAVE_POLL: Duration = Duration::from_millis(1);
 const LEAVE_POLL_PER_GUEST: Duration = Duration::from_micros(5);
 /// Guests that are told to leave are killed when for this long none has left: twice the longest timer period.
 const GRACE: Duration = Duration::from_secs(2);
-/// `KVM_API_VERSION`: it will never be another.
-const KVM_API_VERSION: i32 = 12;
 
 /// What guests to make.
 #[derive(Clone, Copy, Debug)]
@@ -108,9 +103,8 @@ impl Fleet {
     pub fn create(spec: &Spec, progress: impl FnMut(u32) -> ControlFlow<()>) -> Result<Self> {
         process::check_single_threaded()?;
         spec.check()?;
-        let kvm = open_kvm()?;
-        check_limits(&kvm, spec)?;
-        check_kinds(spec)?;
+        let kvm = checks::open_kvm()?;
+        checks::host(&kvm, spec)?;
         let pages = spec.vms as usize * spec.vcpus as usize;
         let cgroup = Cgroup::create(&format!("loadgen-{}", process::pid()));
         // From here on the cgroup is removed however this ends.
@@ -322,75 +316,6 @@ impl Drop for Fleet {
         self.kill();
         self.janitor.take().map(Janitor::finish);
     }
-}
-
-/// Opens /dev/kvm, or says what this host lacks.
-fn open_kvm() -> Result<Kvm> {
-    let kvm = Kvm::new().map_err(|e| {
-        let cause = io::Error::from(e);
-        match cause.kind() {
-            io::ErrorKind::NotFound => host_cannot(
-                "`/dev/kvm` does not exist: load kvm_intel or kvm_amd, and see that virtualization is on in \
-                 the firmware (in a virtual machine: nested virtualization)",
-            ),
-            io::ErrorKind::PermissionDenied => host_cannot(
-                "not allowed to open `/dev/kvm`: run as root, or as a member of the group that owns it (kvm)",
-            ),
-            _ => host_cannot(format!(
-                "failed to open `/dev/kvm`: {cause}: see whether a KVM module for this processor is loaded"
-            )),
-        }
-    })?;
-    match kvm.get_api_version() {
-        KVM_API_VERSION => Ok(kvm),
-        version => Err(host_cannot(format!(
-            "`/dev/kvm` has API version {version}, not {KVM_API_VERSION}: this kernel is too old, use a newer one"
-        ))),
-    }
-}
-
-/// Refuses what could only fail halfway.
-fn check_limits(kvm: &Kvm, spec: &Spec) -> Result<()> {
-    if !kvm.check_extension(Cap::UserMemory) {
-        return Err(host_cannot("KVM has no KVM_CAP_USER_MEMORY: use a newer kernel"));
-    }
-    let most_vcpus = kvm.get_max_vcpus();
-    if spec.vcpus as usize > most_vcpus {
-        return Err(host_cannot(format!(
-            "KVM allows {most_vcpus} vCPUs in a guest here, not {}: ask for fewer",
-            spec.vcpus
-        )));
-    }
-    let tasks = u64::from(spec.vms) * u64::from(spec.vcpus) + host::threads()?;
-    for limit in ["pid_max", "threads-max"] {
-        let path = format!("/proc/sys/kernel/{limit}");
-        let most = fs::read_to_string(path).unwrap_or_default();
-        // What else the host starts meanwhile is not known: leave a little room.
-        let needed = tasks + 100;
-        if most.trim().parse().is_ok_and(|most: u64| most < needed) {
-            return Err(host_cannot(format!(
-                "too many guests: kernel.{limit} is {}, and {needed} are needed: \
-                 sysctl -w kernel.{limit}={}",
-                most.trim(),
-                needed.next_multiple_of(1024)
-            )));
-        }
-    }
-    Ok(())
-}
-
-/// Refuses the exits that this KVM cannot make.
-fn check_kinds(spec: &Spec) -> Result<()> {
-    let hypercalls =
-        matches!(spec.workload, Workload::Exits(e) if e.count(ExitKind::Hypercall) > 0);
-    // It runs ring 0 in the kernel's emulator, which replaces the instruction by itself and starts over, for ever.
-    if hypercalls && Path::new("/sys/module/kvm_pvm").exists() {
-        return Err(host_cannot(
-            "KVM without hardware (kvm_pvm) has no end of emulating a hypercall: leave out `hypercall`, or use \
-             a host with kvm_intel or kvm_amd",
-        ));
-    }
-    Ok(())
 }
 
 fn fork_failed(index: u32, cause: &io::Error) -> anyhow::Error {

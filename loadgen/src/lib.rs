@@ -4,6 +4,7 @@
 //! created first, then started together; what they have counted is the [`Truth`].
 
 mod cgroup;
+mod checks;
 mod code;
 mod exits;
 mod exits_code;
