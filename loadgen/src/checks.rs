@@ -9,6 +9,7 @@ use common::host;
 use common::session::host_cannot;
 use kvm_ioctls::{Cap, Kvm};
 
+use crate::affinity;
 use crate::exits::ExitKind;
 use crate::fleet::Spec;
 use crate::workload::Workload;
@@ -44,6 +45,7 @@ pub(crate) fn open_kvm() -> Result<Kvm> {
 /// Refuses what this host could only fail at halfway.
 pub(crate) fn host(kvm: &Kvm, spec: &Spec) -> Result<()> {
     check_limits(kvm, spec)?;
+    spec.cpus.as_ref().map_or(Ok(()), affinity::check)?;
     check_kinds(spec)
 }
 

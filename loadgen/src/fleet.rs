@@ -8,6 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail};
+use common::args::CpuList;
 use common::session::{host_cannot, usage};
 use kvm_ioctls::Kvm;
 
@@ -32,7 +33,7 @@ const LEAVE_POLL_PER_GUEST: Duration = Duration::from_micros(5);
 const GRACE: Duration = Duration::from_secs(2);
 
 /// What guests to make.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Spec {
     /// Number of guests.
     pub vms: u32,
@@ -45,6 +46,8 @@ pub struct Spec {
     pub workload: Workload,
     /// How long the VMM sleeps before it answers an exit to userspace that the workload asked for.
     pub vmm_sleep: Duration,
+    /// The CPUs that guests are bound to.
+    pub cpus: Option<CpuList>,
 }
 
 impl Spec {

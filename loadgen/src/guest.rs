@@ -16,6 +16,7 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{Cap, Kvm, VcpuExit, VcpuFd, VmFd};
 
+use crate::affinity::CpuMask;
 use crate::cgroup::Cgroup;
 use crate::code::{Entry, STOP_PORT};
 use crate::exits_code::PIO_PORT;
@@ -42,6 +43,8 @@ pub(crate) struct Plan {
     pub(crate) workload: Workload,
     /// How long the VMM sleeps before it answers an exit to userspace.
     pub(crate) vmm_sleep: Duration,
+    /// The CPUs that guests are bound to.
+    cpus: Option<CpuMask>,
     /// Whether KVM reports steal time.
     pub(crate) steal: bool,
     split_irqchip: bool,
@@ -73,6 +76,7 @@ impl Plan {
             memory_bytes: spec.memory_bytes.max(spec.fresh_bytes()),
             workload: spec.workload,
             vmm_sleep: spec.vmm_sleep,
+            cpus: spec.cpus.as_ref().map(CpuMask::new),
             steal: kvm.check_extension_raw(KVM_CAP_STEAL_TIME.into()) > 0,
             vmcall: knows_vmcall(&supported),
             split_irqchip: kvm.check_extension(Cap::SplitIrqchip),
@@ -163,6 +167,9 @@ impl Guest<'_> {
         }
         // Not before: creation at so low a weight would starve as soon as the host has anything else to do.
         self.cgroup.join().map_err(of_io(Step::JoinCgroup))?;
+        if let Some(cpus) = &self.plan.cpus {
+            cpus.bind().map_err(of_io(Step::Bind))?;
+        }
         self.run_vcpus(vcpus)
     }
 

@@ -3,6 +3,7 @@
 //! A [`Fleet`] is a number of small guests, each a process of its own, which count what they do. They are all
 //! created first, then started together; what they have counted is the [`Truth`].
 
+mod affinity;
 mod cgroup;
 mod checks;
 mod code;

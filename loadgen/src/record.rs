@@ -186,6 +186,7 @@ steps! {
     /// KVM_RUN came back with an exit reason that no guest of ours should cause: the detail is the reason.
     Exit = 15 "KVM_RUN",
     SetCpuid = 16 "KVM_SET_CPUID2",
+    Bind = 17 "set the CPUs to run on",
 }
 
 /// Why a guest ended before it was told to. It crosses from process to process as two numbers.

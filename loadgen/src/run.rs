@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow};
-use common::args::parse_seconds;
+use common::args::{CpuList, parse_seconds};
 use common::session::{Stop, complain, usage};
 use indicatif::{ProgressBar, ProgressStyle};
 use loadgen::{Fleet, Spec, Stopped, TruthFile, Workload};
@@ -41,6 +41,9 @@ pub(crate) struct Args {
     /// Sleep so many milliseconds before answering an exit to userspace (pio, mmio); fractions are allowed
     #[arg(long, value_name = "MS", value_parser = sleep)]
     vmm_sleep: Option<Duration>,
+    /// Bind all guests to these CPUs: 0-3,8
+    #[arg(long, value_name = "LIST")]
+    cpus: Option<CpuList>,
     /// Stop after this many seconds
     #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]
     duration: Option<Duration>,
@@ -139,6 +142,7 @@ fn create(args: &Args, held_back: &HeldBack) -> Result<Fleet> {
         memory_bytes: args.memory,
         workload: args.workload,
         vmm_sleep: args.vmm_sleep.unwrap_or_default(),
+        cpus: args.cpus.clone(),
     };
     // Draws on standard error, and only if that is a terminal. No ticker: that would be a thread.
     let bar = ProgressBar::new(args.vms.into());

@@ -133,6 +133,27 @@ fn guests_and_vcpus_are_named_and_in_one_light_cgroup() {
     running.assert_nothing_left(Duration::ZERO);
 }
 
+/// Wherever loadgen itself may run: every thread of a guest is bound, and the last CPU is one of theirs.
+#[test]
+fn all_threads_of_guests_stay_on_their_cpus() {
+    let _alone = alone();
+    let online = fs::read_to_string("/sys/devices/system/cpu/online").expect("the CPUs");
+    let cpu = online.trim().rsplit([',', '-']).next().expect("a CPU");
+    let args = ["--vms", "2", "--vcpus", "3", "--workload", "idle=23", "--cpus", cpu];
+    let running = Running::start(&[&args[..], &["--duration", "20"]].concat(), None);
+    thread::sleep(Duration::from_millis(500));
+    for guest in running.guests() {
+        let tasks = fs::read_dir(format!("/proc/{guest}/task")).expect("tasks").flatten();
+        let statuses = tasks.map(|task| fs::read_to_string(task.path().join("status")));
+        let statuses: Vec<_> = statuses.map(|status| status.expect("a status")).collect();
+        assert!(statuses.len() >= 3);
+        for status in statuses {
+            let allowed = format!("Cpus_allowed_list:\t{cpu}\n");
+            assert!(status.contains(&allowed), "{cpu}: {status}");
+        }
+    }
+}
+
 /// What a guest reads as steal is what the host's scheduler has booked as its waiting.
 #[test]
 fn steal_is_what_the_scheduler_says() {
