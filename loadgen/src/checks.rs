@@ -60,7 +60,7 @@ fn check_limits(kvm: &Kvm, spec: &Spec) -> Result<()> {
             spec.vcpus
         )));
     }
-    let tasks = u64::from(spec.vms) * u64::from(spec.vcpus) + host::threads()?;
+    let tasks = u64::from(spec.vms) * u64::from(spec.threads()) + host::threads()?;
     for limit in ["pid_max", "threads-max"] {
         let path = format!("/proc/sys/kernel/{limit}");
         let most = fs::read_to_string(path).unwrap_or_default();

@@ -20,7 +20,7 @@ use crate::janitor::Janitor;
 use crate::process::{self, Ended};
 use crate::record::{PAGE_SIZE, VcpuPage};
 use crate::shared::{Order, Shared};
-use crate::truth::Truth;
+use crate::truth::{IoThread, OfVm, Truth};
 use crate::workload::Workload;
 
 /// How long the parent sleeps between looks at guests that are about to be ready.
@@ -46,6 +46,8 @@ pub struct Spec {
     pub workload: Workload,
     /// How long the VMM sleeps before it answers an exit to userspace that the workload asked for.
     pub vmm_sleep: Duration,
+    /// How much of a CPU a further thread of each guest's process burns, in per cent.
+    pub io_thread_percent: Option<u32>,
     /// The CPUs that guests are bound to.
     pub cpus: Option<CpuList>,
 }
@@ -55,6 +57,11 @@ impl Spec {
     pub const MAX_VCPUS: u32 = image::MAX_VCPUS;
     /// The most memory a guest can have, in bytes.
     pub const MAX_MEMORY: u64 = image::MAX_MEMORY;
+
+    /// Threads of each guest: its vCPUs', and the I/O thread.
+    pub(crate) fn threads(&self) -> u32 {
+        self.vcpus + u32::from(self.io_thread_percent.is_some())
+    }
 
     /// Memory of each guest that its vCPUs touch: it has at least so much.
     pub(crate) fn fresh_bytes(&self) -> u64 {
@@ -174,9 +181,15 @@ impl Fleet {
         let vcpus = self.plan.vcpus;
         (0..self.vcpus()).map(move |index| {
             let (vm, vcpu) = (index / vcpus, index % vcpus);
-            let pid = self.page(vm, 0).pid.load(Relaxed);
-            let workload = self.plan.workload;
-            Truth::read(self.page(vm, vcpu), vm, vcpu, pid, workload, self.plan.steal)
+            let first = self.page(vm, 0);
+            let of_vm = OfVm {
+                index: vm,
+                pid: first.pid.load(Relaxed),
+                workload: self.plan.workload,
+                has_steal: self.plan.steal,
+                io_thread: self.plan.io_thread_percent.map(|_| IoThread::read(first)),
+            };
+            Truth::read(self.page(vm, vcpu), vcpu, &of_vm)
         })
     }
 
@@ -257,7 +270,7 @@ impl Fleet {
     }
 
     fn wait_until_ready(&mut self) -> Result<()> {
-        let all = self.vcpus();
+        let all = self.created * self.plan.threads;
         while !self.shared.control().wait_until_settled(all, SETTLE_POLL) {
             self.reap(false);
             if let Some(failure) = self.failures.first() {

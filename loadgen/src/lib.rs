@@ -12,6 +12,7 @@ mod exits_code;
 mod fleet;
 mod guest;
 mod image;
+mod io;
 mod janitor;
 mod process;
 mod record;

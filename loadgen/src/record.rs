@@ -67,6 +67,9 @@ pub(crate) struct VcpuPage {
     pub(crate) pid: AtomicU32,
     /// The vCPU's thread.
     pub(crate) tid: AtomicU32,
+    /// The guest's I/O thread, if it has one, and the CPU time it has had; on the page of vCPU 0 only.
+    pub(crate) io_thread_tid: AtomicU32,
+    pub(crate) io_thread_cpu_ns: AtomicU64,
     /// What went wrong: a [`Failure`] in two parts.
     failure_step: AtomicU32,
     failure_detail: AtomicU64,
@@ -181,7 +184,7 @@ steps! {
     SetState = 10 "KVM_SET_MP_STATE",
     EnableSteal = 11 "KVM_SET_MSRS",
     GetTsc = 12 "KVM_GET_TSC_KHZ",
-    StartThread = 13 "start a vCPU thread",
+    StartThread = 13 "start a thread",
     Run = 14 "KVM_RUN",
     /// KVM_RUN came back with an exit reason that no guest of ours should cause: the detail is the reason.
     Exit = 15 "KVM_RUN",

@@ -41,6 +41,9 @@ pub(crate) struct Args {
     /// Sleep so many milliseconds before answering an exit to userspace (pio, mmio); fractions are allowed
     #[arg(long, value_name = "MS", value_parser = sleep)]
     vmm_sleep: Option<Duration>,
+    /// One more thread in each guest's process, which burns so many per cent of a CPU
+    #[arg(long, value_name = "PCT", value_parser = clap::value_parser!(u32).range(1..=100))]
+    io_thread: Option<u32>,
     /// Bind all guests to these CPUs: 0-3,8
     #[arg(long, value_name = "LIST")]
     cpus: Option<CpuList>,
@@ -142,6 +145,7 @@ fn create(args: &Args, held_back: &HeldBack) -> Result<Fleet> {
         memory_bytes: args.memory,
         workload: args.workload,
         vmm_sleep: args.vmm_sleep.unwrap_or_default(),
+        io_thread_percent: args.io_thread,
         cpus: args.cpus.clone(),
     };
     // Draws on standard error, and only if that is a terminal. No ticker: that would be a thread.

@@ -47,23 +47,48 @@ pub struct Truth {
     /// Steal time since the guest's first instruction, as the guest read it from MSR_KVM_STEAL_TIME, in nanoseconds;
     /// none if KVM has no steal time.
     pub steal_ns: Option<u64>,
+    /// The guest's I/O thread, if it has one.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub io_thread: Option<IoThread>,
     /// What went wrong, if the guest ended without being told to.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub failure: Option<String>,
 }
 
+/// What the I/O thread of a guest did: the same for all its vCPUs.
+#[derive(Clone, Debug, Serialize)]
+pub struct IoThread {
+    /// The thread.
+    #[serde(rename = "io_thread_tid")]
+    pub tid: u32,
+    /// CPU time it has had.
+    #[serde(rename = "io_thread_cpu_ns")]
+    pub cpu_ns: u64,
+}
+
+impl IoThread {
+    /// From the page of vCPU 0.
+    pub(crate) fn read(page: &VcpuPage) -> Self {
+        Self { tid: page.io_thread_tid.load(Relaxed), cpu_ns: page.io_thread_cpu_ns.load(Relaxed) }
+    }
+}
+
+/// What all vCPUs of a guest have in common.
+pub(crate) struct OfVm {
+    /// Counted from 0.
+    pub(crate) index: u32,
+    pub(crate) pid: u32,
+    pub(crate) workload: Workload,
+    pub(crate) has_steal: bool,
+    pub(crate) io_thread: Option<IoThread>,
+}
+
 impl Truth {
-    pub(crate) fn read(
-        page: &VcpuPage,
-        vm: u32,
-        vcpu: u32,
-        pid: u32,
-        workload: Workload,
-        steal: bool,
-    ) -> Self {
+    pub(crate) fn read(page: &VcpuPage, vcpu: u32, of_vm: &OfVm) -> Self {
+        let workload = of_vm.workload;
         Self {
-            vm: guest::name(vm),
-            pid,
+            vm: guest::name(of_vm.index),
+            pid: of_vm.pid,
             tid: page.tid.load(Relaxed),
             vcpu,
             workload,
@@ -74,10 +99,11 @@ impl Truth {
             late_ticks: page.late_ticks(),
             exits: exits(page, workload),
             // A guest that has not come to its first look has read nothing yet.
-            steal_ns: steal.then(|| {
+            steal_ns: of_vm.has_steal.then(|| {
                 let at_start_ns = page.steal_at_start_ns.load(Relaxed);
                 page.steal_ns.load(Relaxed).saturating_sub(at_start_ns)
             }),
+            io_thread: of_vm.io_thread.clone(),
             failure: page.failure().map(|failure| failure.to_string()),
         }
     }
@@ -148,6 +174,10 @@ impl TruthFile {
 mod tests {
     use super::*;
 
+    fn of_vm(workload: Workload) -> OfVm {
+        OfVm { index: 0, pid: 101, workload, has_steal: false, io_thread: None }
+    }
+
     #[test]
     fn a_line_has_the_names_that_were_promised() {
         // SAFETY: a page of zeroes is a valid record: it has only integers.
@@ -155,12 +185,15 @@ mod tests {
         page.iterations.store(23, Relaxed);
         page.tid.store(102, Relaxed);
         page.late_ticks[4].store(7, Relaxed);
-        let truth = Truth::read(&page, 0, 1, 101, Workload::Duty { percent: 30 }, false);
+        let mut truth = Truth::read(&page, 1, &of_vm(Workload::Duty { percent: 30 }));
         let line = serde_json::to_string(&truth).expect("JSON");
         assert_eq!(
             line,
             r#"{"vm":"loadgen-0001","pid":101,"tid":102,"vcpu":1,"workload":"duty=30","iterations":23,"ticks":0,"ticks_missed":0,"latest_tick_ns":0,"late_ticks":[[16,32,7]],"exits":{"hlt":0},"steal_ns":null}"#
         );
+        truth.io_thread = Some(IoThread { tid: 103, cpu_ns: 503 });
+        let line = serde_json::to_string(&truth).expect("JSON");
+        assert!(line.ends_with(r#""io_thread_tid":103,"io_thread_cpu_ns":503}"#), "{line}");
     }
 
     #[test]
@@ -170,7 +203,7 @@ mod tests {
         page.kinds[ExitKind::Pio as usize].done.store(503, Relaxed);
         page.kinds[ExitKind::Pagefault as usize].done.store(23, Relaxed);
         let workload = "exits=pagefault:23,pio:503".parse().expect("a workload");
-        let truth = Truth::read(&page, 0, 0, 101, workload, false);
+        let truth = Truth::read(&page, 0, &of_vm(workload));
         let line = serde_json::to_value(&truth).expect("JSON");
         assert_eq!(line["workload"], "exits=pagefault:23,pio:503");
         assert_eq!(

@@ -6,7 +6,7 @@ use std::fs;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use support::{Running, TempDir, alone, cgroups, comm, number, read_truth, run, schedstat};
+use support::{Running, TempDir, alone, cgroups, comm, number, read_truth, run, schedstat, share};
 
 #[test]
 fn spinning_guests_all_spin_and_go_on_spinning() {
@@ -68,13 +68,8 @@ fn every_tick_is_in_the_histogram_of_lateness() {
 #[test]
 fn duty_burns_its_share_of_cpu_time() {
     let _alone = alone();
-    let running = Running::start(&["--vms", "1", "--workload", "duty=30", "--duration", "5"], None);
-    let guest = running.guests()[0];
-    thread::sleep(Duration::from_millis(500));
-    let (before, start) = (schedstat(guest).0, Instant::now());
-    thread::sleep(Duration::from_secs(3));
-    let (after, elapsed) = (schedstat(guest).0, start.elapsed());
-    let share = (after - before) as f64 / elapsed.as_nanos() as f64;
+    let running = Running::start(&["--vms", "1", "--workload", "duty=30"], None);
+    let share = share(&running, running.guests()[0]);
     assert!((0.27..0.34).contains(&share), "{share}");
 }
 
@@ -139,14 +134,14 @@ fn all_threads_of_guests_stay_on_their_cpus() {
     let _alone = alone();
     let online = fs::read_to_string("/sys/devices/system/cpu/online").expect("the CPUs");
     let cpu = online.trim().rsplit([',', '-']).next().expect("a CPU");
-    let args = ["--vms", "2", "--vcpus", "3", "--workload", "idle=23", "--cpus", cpu];
-    let running = Running::start(&[&args[..], &["--duration", "20"]].concat(), None);
+    let args = ["--vms", "2", "--vcpus", "3", "--workload", "idle=23", "--io-thread", "5"];
+    let running = Running::start(&[&args[..], &["--cpus", cpu, "--duration", "20"]].concat(), None);
     thread::sleep(Duration::from_millis(500));
     for guest in running.guests() {
         let tasks = fs::read_dir(format!("/proc/{guest}/task")).expect("tasks").flatten();
         let statuses = tasks.map(|task| fs::read_to_string(task.path().join("status")));
         let statuses: Vec<_> = statuses.map(|status| status.expect("a status")).collect();
-        assert!(statuses.len() >= 3);
+        assert!(statuses.len() >= 4);
         for status in statuses {
             let allowed = format!("Cpus_allowed_list:\t{cpu}\n");
             assert!(status.contains(&allowed), "{cpu}: {status}");
