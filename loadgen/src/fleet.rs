@@ -48,6 +48,8 @@ pub struct Spec {
     pub vmm_sleep: Duration,
     /// How much of a CPU a further thread of each guest's process burns, in per cent.
     pub io_thread_percent: Option<u32>,
+    /// How much of a CPU each guest may have, in per cent: its quota in a cgroup of its own.
+    pub cpu_max_percent: Option<u32>,
     /// The CPUs that guests are bound to.
     pub cpus: Option<CpuList>,
 }
@@ -57,6 +59,8 @@ impl Spec {
     pub const MAX_VCPUS: u32 = image::MAX_VCPUS;
     /// The most memory a guest can have, in bytes.
     pub const MAX_MEMORY: u64 = image::MAX_MEMORY;
+    /// The highest quota: as much as all threads of the biggest guest can use.
+    pub const MAX_CPU_MAX_PERCENT: u32 = (image::MAX_VCPUS + 1) * 100;
 
     /// Threads of each guest: its vCPUs', and the I/O thread.
     pub(crate) fn threads(&self) -> u32 {
@@ -92,6 +96,8 @@ pub struct Fleet {
     created: u32,
     living: u32,
     failures: Vec<String>,
+    /// How long each guest was out of quota, read at the end; empty before.
+    throttled_ns: Vec<Option<u64>>,
     creation: Duration,
 }
 
@@ -130,8 +136,10 @@ impl Fleet {
             created: 0,
             living: 0,
             failures: Vec::new(),
+            throttled_ns: Vec::new(),
             creation: Duration::ZERO,
         };
+        spec.cpu_max_percent.map_or(Ok(()), |percent| fleet.cgroup.limit_guests(percent))?;
         let start = Instant::now();
         fleet.fork_guests(&kvm, progress)?;
         fleet.wait_until_ready()?;
@@ -187,6 +195,7 @@ impl Fleet {
                 pid: first.pid.load(Relaxed),
                 workload: self.plan.workload,
                 has_steal: self.plan.steal,
+                throttled_ns: self.throttled_ns.get(vm as usize).copied().flatten(),
                 io_thread: self.plan.io_thread_percent.map(|_| IoThread::read(first)),
             };
             Truth::read(self.page(vm, vcpu), vcpu, &of_vm)
@@ -205,6 +214,7 @@ impl Fleet {
         }
         // Of no effect on those that run already.
         self.shared.control().give(Order::Leave);
+        (0..self.created).for_each(|vm| self.cgroup.lift_quota(vm));
         let mut killed = 0;
         let mut last_left = start;
         while self.living > 0 {
@@ -218,6 +228,7 @@ impl Fleet {
                 thread::sleep(LEAVE_POLL + LEAVE_POLL_PER_GUEST * self.living);
             }
         }
+        self.throttled_ns = (0..self.created).map(|vm| self.cgroup.throttled_ns(vm)).collect();
         Stopped { killed, duration: start.elapsed() }
     }
 
@@ -242,6 +253,7 @@ impl Fleet {
     ) -> Result<()> {
         let parent = process::pid();
         for index in 0..self.plan.vms {
+            self.cgroup.add_guest(index)?;
             let guest = Guest {
                 plan: &self.plan,
                 shared: &self.shared,

@@ -173,7 +173,7 @@ impl Guest<'_> {
             vcpus.push(self.create_vcpu(&vm, vcpu)?);
         }
         // Not before: creation at so low a weight would starve as soon as the host has anything else to do.
-        self.cgroup.join().map_err(of_io(Step::JoinCgroup))?;
+        self.cgroup.join(self.index).map_err(of_io(Step::JoinCgroup))?;
         if let Some(cpus) = &self.plan.cpus {
             cpus.bind().map_err(of_io(Step::Bind))?;
         }

@@ -15,6 +15,7 @@ mod image;
 mod io;
 mod janitor;
 mod process;
+mod quota;
 mod record;
 mod shared;
 mod tell;

@@ -44,6 +44,10 @@ pub(crate) struct Args {
     /// One more thread in each guest's process, which burns so many per cent of a CPU
     #[arg(long, value_name = "PCT", value_parser = clap::value_parser!(u32).range(1..=100))]
     io_thread: Option<u32>,
+    /// Give each guest a CPU quota, in per cent of one CPU
+    #[arg(long, value_name = "PCT",
+          value_parser = clap::value_parser!(u32).range(1..=i64::from(Spec::MAX_CPU_MAX_PERCENT)))]
+    cpu_max: Option<u32>,
     /// Bind all guests to these CPUs: 0-3,8
     #[arg(long, value_name = "LIST")]
     cpus: Option<CpuList>,
@@ -146,6 +150,7 @@ fn create(args: &Args, held_back: &HeldBack) -> Result<Fleet> {
         workload: args.workload,
         vmm_sleep: args.vmm_sleep.unwrap_or_default(),
         io_thread_percent: args.io_thread,
+        cpu_max_percent: args.cpu_max,
         cpus: args.cpus.clone(),
     };
     // Draws on standard error, and only if that is a terminal. No ticker: that would be a thread.

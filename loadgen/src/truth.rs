@@ -47,6 +47,9 @@ pub struct Truth {
     /// Steal time since the guest's first instruction, as the guest read it from MSR_KVM_STEAL_TIME, in nanoseconds;
     /// none if KVM has no steal time.
     pub steal_ns: Option<u64>,
+    /// How long the guest was out of quota, on all CPUs together, in nanoseconds; known at the end, if it has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub throttled_ns: Option<u64>,
     /// The guest's I/O thread, if it has one.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub io_thread: Option<IoThread>,
@@ -80,6 +83,7 @@ pub(crate) struct OfVm {
     pub(crate) pid: u32,
     pub(crate) workload: Workload,
     pub(crate) has_steal: bool,
+    pub(crate) throttled_ns: Option<u64>,
     pub(crate) io_thread: Option<IoThread>,
 }
 
@@ -103,6 +107,7 @@ impl Truth {
                 let at_start_ns = page.steal_at_start_ns.load(Relaxed);
                 page.steal_ns.load(Relaxed).saturating_sub(at_start_ns)
             }),
+            throttled_ns: of_vm.throttled_ns,
             io_thread: of_vm.io_thread.clone(),
             failure: page.failure().map(|failure| failure.to_string()),
         }
@@ -175,7 +180,7 @@ mod tests {
     use super::*;
 
     fn of_vm(workload: Workload) -> OfVm {
-        OfVm { index: 0, pid: 101, workload, has_steal: false, io_thread: None }
+        OfVm { index: 0, pid: 101, workload, has_steal: false, throttled_ns: None, io_thread: None }
     }
 
     #[test]
@@ -191,9 +196,13 @@ mod tests {
             line,
             r#"{"vm":"loadgen-0001","pid":101,"tid":102,"vcpu":1,"workload":"duty=30","iterations":23,"ticks":0,"ticks_missed":0,"latest_tick_ns":0,"late_ticks":[[16,32,7]],"exits":{"hlt":0},"steal_ns":null}"#
         );
+        truth.throttled_ns = Some(1009);
         truth.io_thread = Some(IoThread { tid: 103, cpu_ns: 503 });
         let line = serde_json::to_string(&truth).expect("JSON");
-        assert!(line.ends_with(r#""io_thread_tid":103,"io_thread_cpu_ns":503}"#), "{line}");
+        assert!(
+            line.ends_with(r#""throttled_ns":1009,"io_thread_tid":103,"io_thread_cpu_ns":503}"#),
+            "{line}"
+        );
     }
 
     #[test]

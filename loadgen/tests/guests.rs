@@ -6,7 +6,9 @@ use std::fs;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use support::{Running, TempDir, alone, cgroups, comm, number, read_truth, run, schedstat, share};
+use support::{
+    Running, TempDir, alone, cgroups, comm, number, read_truth, run, schedstat, share, threads,
+};
 
 #[test]
 fn spinning_guests_all_spin_and_go_on_spinning() {
@@ -69,7 +71,7 @@ fn every_tick_is_in_the_histogram_of_lateness() {
 fn duty_burns_its_share_of_cpu_time() {
     let _alone = alone();
     let running = Running::start(&["--vms", "1", "--workload", "duty=30"], None);
-    let share = share(&running, running.guests()[0]);
+    let share = share(&running, &running.guests()[..1]);
     assert!((0.27..0.34).contains(&share), "{share}");
 }
 
@@ -83,9 +85,9 @@ fn guests_and_vcpus_are_named_and_in_one_light_cgroup() {
     assert_eq!(guests.len(), 24);
     for (number, pid) in (1..).zip(&guests) {
         assert_eq!(comm(*pid), format!("loadgen-{number:04}"));
-        let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("tasks").flatten();
-        let mut names: Vec<_> = tasks
-            .map(|task| comm(task.file_name().to_string_lossy().parse().expect("a TID")))
+        let mut names: Vec<_> = threads(*pid)
+            .into_iter()
+            .map(comm)
             .filter(|name| !name.starts_with("kvm-nx")) // one of KVM's own, since 6.14
             .collect();
         names.sort();
@@ -138,11 +140,10 @@ fn all_threads_of_guests_stay_on_their_cpus() {
     let running = Running::start(&[&args[..], &["--cpus", cpu, "--duration", "20"]].concat(), None);
     thread::sleep(Duration::from_millis(500));
     for guest in running.guests() {
-        let tasks = fs::read_dir(format!("/proc/{guest}/task")).expect("tasks").flatten();
-        let statuses = tasks.map(|task| fs::read_to_string(task.path().join("status")));
-        let statuses: Vec<_> = statuses.map(|status| status.expect("a status")).collect();
-        assert!(statuses.len() >= 4);
-        for status in statuses {
+        let tids = threads(guest);
+        assert!(tids.len() >= 4);
+        for tid in tids {
+            let status = fs::read_to_string(format!("/proc/{tid}/status")).expect("a status");
             let allowed = format!("Cpus_allowed_list:\t{cpu}\n");
             assert!(status.contains(&allowed), "{cpu}: {status}");
         }

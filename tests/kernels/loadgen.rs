@@ -34,6 +34,20 @@ fn spinning_guests_spin() {
     }
 }
 
+/// Of a quota on plain cgroup v2 nothing is left, and an I/O thread uses it up as well.
+#[test]
+fn guests_have_quotas_and_io_threads() {
+    let _alone = alone();
+    let args = ["--vms", "2", "--cpu-max", "30", "--io-thread", "23", "--cpus", "0"];
+    let truth = run(&[&args[..], &["--duration", "3"]].concat());
+    for vcpu in &truth {
+        let of = |name: &str| vcpu[name].as_u64().unwrap();
+        assert!((100_000_000..3_500_000_000).contains(&of("throttled_ns")), "{vcpu}");
+        assert!((20_000_000..1_000_000_000).contains(&of("io_thread_cpu_ns")), "{vcpu}");
+        assert_ne!(of("io_thread_tid"), of("tid"), "{vcpu}");
+    }
+}
+
 #[test]
 fn idle_guests_tick_and_halt() {
     let _alone = alone();

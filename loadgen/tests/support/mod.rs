@@ -208,8 +208,8 @@ pub fn schedstat(tid: u32) -> (u64, u64) {
     (fields.next().expect("run"), fields.next().expect("run_delay"))
 }
 
-/// What a thread of a guest runs in 3 s, as a share of one CPU, with nothing else on this machine before it.
-pub fn share(running: &Running, tid: u32) -> f64 {
+/// What threads of guests run in 3 s, as a share of one CPU, with nothing else on this machine before them.
+pub fn share(running: &Running, tids: &[u32]) -> f64 {
     for dir in cgroups(running.pid()) {
         for (file, highest) in [("cpu.shares", "262144"), ("cpu.weight", "10000")] {
             if dir.join(file).exists() {
@@ -218,10 +218,17 @@ pub fn share(running: &Running, tid: u32) -> f64 {
         }
     }
     thread::sleep(Duration::from_millis(200));
-    let (before_ns, start) = (schedstat(tid).0, Instant::now());
+    let run_ns = || -> u64 { tids.iter().map(|tid| schedstat(*tid).0).sum() };
+    let (before_ns, start) = (run_ns(), Instant::now());
     thread::sleep(Duration::from_secs(3));
-    let (after_ns, elapsed) = (schedstat(tid).0, start.elapsed());
+    let (after_ns, elapsed) = (run_ns(), start.elapsed());
     (after_ns - before_ns) as f64 / elapsed.as_nanos() as f64
+}
+
+/// The threads of a process.
+pub fn threads(pid: u32) -> Vec<u32> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("tasks").flatten();
+    tasks.map(|task| task.file_name().to_string_lossy().parse().expect("a TID")).collect()
 }
 
 fn children_of(parent: u32) -> Vec<u32> {
