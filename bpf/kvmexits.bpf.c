@@ -366,8 +366,7 @@ static __always_inline void run_begins(__u32 tid)
 	if (!runs_seen)
 		runs_seen = true;
 	now = bpf_ktime_get_ns();
-	/* An exit in which the tool started to watch this thread was most likely the same vCPU's.
-	 */
+	/* An exit in which the tool began to watch this thread was likely the same vCPU's. */
 	if (vcpu && !t->vcpu)
 		set_vcpu(t, vcpu);
 	if (t->user_ns)
