@@ -33,7 +33,9 @@ vm:
 
 bench:
 	packaging/install-deps bench
-	cargo bench --bench runqlat
+	packaging/install-deps vm
+	cargo bench --bench runqlat --bench kvmexits
+	tests/vm/bench
 
 install:
 	cargo build --release --workspace

@@ -4,6 +4,7 @@
 #define __COMPAT_BPF_H
 
 #include "vmlinux.h"
+#include <bpf/bpf_helpers.h>
 #include <bpf/bpf_core_read.h>
 
 /*
@@ -99,6 +100,35 @@ static __always_inline u64 cfs_rq_throttled_ns(struct cfs_rq *cfs_rq)
 	if (bpf_core_field_exists(old->throttled_clock_task_time))
 		return BPF_CORE_READ(old, throttled_clock_task_time);
 	return 0; /* without CONFIG_CFS_BANDWIDTH there are no quotas */
+}
+
+/*
+ * What the kernel's books say the current task has waited for CPUs. Since Linux 5.11 (3ca1032ab7ab,
+ * "bpf: Implement get_current_task_btf and RET_PTR_TO_BTF_ID") its fields are loads, not each a
+ * call of a helper.
+ */
+#define HAS_TYPED_CURRENT                                                                          \
+	bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_get_current_task_btf)
+
+static __always_inline u64 current_run_delay_ns(void)
+{
+	struct task_struct *task;
+
+	if (HAS_TYPED_CURRENT)
+		return bpf_get_current_task_btf()->sched_info.run_delay;
+	task = (void *)bpf_get_current_task();
+	return BPF_CORE_READ(task, sched_info.run_delay);
+}
+
+/* Likewise the first of its preempt notifiers. */
+static __always_inline struct hlist_node *current_preempt_notifier(void)
+{
+	struct task_struct *task;
+
+	if (HAS_TYPED_CURRENT)
+		return bpf_get_current_task_btf()->preempt_notifiers.first;
+	task = (void *)bpf_get_current_task();
+	return BPF_CORE_READ(task, preempt_notifiers.first);
 }
 
 /*

@@ -125,6 +125,13 @@ static __always_inline void set_vcpu(struct vcpu_thread *t, struct kvm_vcpu *vcp
 	t->vm.vcpu_id = BPF_CORE_READ(vcpu, vcpu_id);
 }
 
+/* Where kvm_exit does not fire, the vCPU is not known before KVM_RUN begins. */
+static __always_inline bool may_be_wanted(struct vcpu_thread *t)
+{
+	return t->vm.vcpu_id == VCPU_ID_UNKNOWN || only_vcpu_id < 0 ||
+	       t->vm.vcpu_id == (__u32)only_vcpu_id;
+}
+
 static __always_inline bool wanted(struct vcpu_thread *t)
 {
 	return only_vcpu_id < 0 || t->vm.vcpu_id == (__u32)only_vcpu_id;
@@ -228,10 +235,15 @@ static __noinline int count(struct vcpu_thread *t, __u32 tid, struct ended *end)
 		__sync_fetch_and_add(&lost, 1);
 		return 0;
 	}
+	/* x86 keeps the order of stores: only the compiler could change it. */
+	e->begun++;
+	barrier();
 	hist_record(&e->hist, key.octave, end->total_ns, 1, end->total_ns);
 	e->parts.userspace_ns += end->parts.userspace_ns;
 	e->parts.asleep_ns += end->parts.asleep_ns;
 	e->parts.runqueue_ns += end->parts.runqueue_ns;
+	barrier();
+	e->done++;
 	return 0;
 }
 
@@ -266,21 +278,18 @@ static __always_inline void exit_ends(struct vcpu_thread *t, __u32 tid, __u64 no
 }
 
 /* The run queue's part of what the VMM took is in the kernel's books, as runq.bpf.h explains. */
-static __always_inline __u64 run_delay_ns(void)
-{
-	struct task_struct *task = (void *)bpf_get_current_task();
-
-	return BPF_CORE_READ(task, sched_info.run_delay);
-}
-
 static __always_inline void user_ends(struct vcpu_thread *t, __u32 tid, __u64 now)
 {
 	struct ended end = {.kind = EXIT_USERSPACE, .detail = t->user_detail};
 
+	if (!wanted(t)) {
+		t->user_ns = 0;
+		return;
+	}
 	end.total_ns = now - t->user_ns;
 	end.code = t->user_code;
 	end.err = t->user_err;
-	end.parts.runqueue_ns = run_delay_ns() - t->user_run_delay_ns;
+	end.parts.runqueue_ns = current_run_delay_ns() - t->user_run_delay_ns;
 	if (end.parts.runqueue_ns > end.total_ns)
 		end.parts.runqueue_ns = end.total_ns;
 	end.parts.userspace_ns = end.total_ns - end.parts.runqueue_ns;
@@ -327,7 +336,7 @@ static __always_inline void user_begins(void *ctx, __u32 reason, __s32 err)
 	struct vcpu_thread *t = this_thread();
 	__s64 stack;
 
-	if (!t || !wanted(t))
+	if (!t || !may_be_wanted(t))
 		return;
 	t->user_code = reason;
 	t->user_err = err < 0 ? err : 0;
@@ -342,13 +351,13 @@ static __always_inline void user_begins(void *ctx, __u32 reason, __s32 err)
 		if (stack >= 0)
 			t->user_detail = DETAIL(DETAIL_STACK, stack);
 	}
-	t->user_run_delay_ns = run_delay_ns();
+	t->user_run_delay_ns = current_run_delay_ns();
 	t->user_ns = bpf_ktime_get_ns();
 }
 
 static __always_inline void run_begins(__u32 tid)
 {
-	struct kvm_vcpu *vcpu = task_vcpu((void *)bpf_get_current_task());
+	struct kvm_vcpu *vcpu = current_vcpu();
 	struct vcpu_thread *t = this_thread();
 	__u64 now;
 
@@ -357,6 +366,9 @@ static __always_inline void run_begins(__u32 tid)
 	if (!runs_seen)
 		runs_seen = true;
 	now = bpf_ktime_get_ns();
+	/* An exit in which the tool began to watch this thread was likely the same vCPU's. */
+	if (vcpu && !t->vcpu)
+		set_vcpu(t, vcpu);
 	if (t->user_ns)
 		user_ends(t, tid, now);
 	if (!vcpu || t->vcpu == (__u64)vcpu)

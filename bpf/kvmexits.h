@@ -68,10 +68,16 @@ struct exit_parts {
 	__u64 runqueue_ns;  /* waiting for a CPU */
 };
 
+/*
+ * Read while it is written: a copy, made from the first field to the last, is of one moment if
+ * `done` is `begun`.
+ */
 struct exits {
+	__u64 done; /* how often it has been written */
 	struct hist_octave hist;
 	struct exit_parts parts;
 	__u8 comm[TASK_COMM_LEN]; /* the process's */
+	__u64 begun;		  /* the same, and once more while it is written */
 };
 
 /* A thread that runs a vCPU. */

@@ -49,6 +49,10 @@ enum {
 	BPF_F_USER_STACK = 1U << 8,
 };
 
+enum bpf_func_id {
+	BPF_FUNC_get_current_task_btf = 158,
+};
+
 /* The context of raw tracepoints: their arguments as registers. */
 struct bpf_raw_tracepoint_args {
 	u64 args[0];

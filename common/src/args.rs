@@ -197,11 +197,13 @@ pub fn parse_seconds(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// A positive number of microseconds, fractions allowed.
+/// A positive number of microseconds, fractions allowed, whose nanoseconds fit 64 bits.
 pub fn parse_micros(text: &str) -> Result<Duration, String> {
     let micros: f64 = text.parse().map_err(|_| "not a number of microseconds".to_owned())?;
     match Duration::try_from_secs_f64(micros / 1e6) {
-        Ok(duration) if !duration.is_zero() => Ok(duration),
+        Ok(duration) if !duration.is_zero() && u64::try_from(duration.as_nanos()).is_ok() => {
+            Ok(duration)
+        }
         _ => Err("not a length of time in microseconds".to_owned()),
     }
 }
@@ -265,7 +267,7 @@ mod tests {
     fn microseconds_are_positive_numbers() {
         assert_eq!(parse_micros("1500"), Ok(Duration::from_micros(1_500)));
         assert_eq!(parse_micros("0.5"), Ok(Duration::from_nanos(500)));
-        for bad in ["abc", "", "1us", "-1", "0", "nan", "inf", "1e300"] {
+        for bad in ["abc", "", "1us", "-1", "0", "nan", "inf", "1e17", "1e300"] {
             assert!(parse_micros(bad).is_err(), "{bad}");
         }
     }

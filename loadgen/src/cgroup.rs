@@ -1,5 +1,5 @@
 //! The cgroup that keeps guests from starving the host: one name in every hierarchy where it is of use, v1
-//! `cpu` and v2 alike, with a low weight.
+//! `cpu` and v2 alike, with a low weight. Guests with a CPU quota have one each, below it.
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
@@ -7,7 +7,12 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use anyhow::Result;
 use common::cgroup::{Mount, mounts};
+use common::session::host_cannot;
+
+use crate::guest;
+use crate::quota;
 
 /// `cpu.shares` of all guests together; one ordinary task of nice 0 has 1,024.
 const CPU_SHARES: u32 = 64;
@@ -16,18 +21,30 @@ const CPU_WEIGHT: u32 = 6;
 /// What guests get instead, where there is no cgroup with a weight.
 const NICE: i32 = 19;
 
-/// The directories of one cgroup, and the files by which a process joins it.
+/// The directories of one cgroup.
 #[derive(Default)]
 pub(crate) struct Cgroup {
-    dirs: Vec<PathBuf>,
-    procs: Vec<PathBuf>,
+    dirs: Vec<Dir>,
     /// Where the cpu controller was switched on for this cgroup.
     switched_on: Option<PathBuf>,
     has_weight: bool,
+    /// What each guest may have, in per cent of a CPU.
+    quota_percent: Option<u32>,
 }
 
+/// The cgroup's directory in one hierarchy.
+struct Dir {
+    path: PathBuf,
+    /// The file by which a process joins it: a guest that had to put the path together would pay with memory.
+    procs: PathBuf,
+    version: Version,
+    /// Whether the guests' cgroups below it have their quota here.
+    has_quotas: bool,
+}
+
+/// The kinds of hierarchies that it is made in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Version {
+pub(crate) enum Version {
     /// A v1 hierarchy with the cpu controller.
     V1,
     /// The v2 hierarchy, with or without controllers.
@@ -62,8 +79,6 @@ impl Cgroup {
         }
         let dir = parent.join(name);
         fs::create_dir(&dir)?;
-        self.dirs.push(dir.clone());
-        self.procs.push(dir.join("cgroup.procs"));
         let (file, weight) = match version {
             Version::V1 => ("cpu.shares", CPU_SHARES),
             Version::V2 => ("cpu.weight", CPU_WEIGHT),
@@ -71,7 +86,57 @@ impl Cgroup {
         // A v2 tree whose controllers are mounted as v1 has no weights: the v1 cgroup has it then.
         let weighed = fs::write(dir.join(file), weight.to_string());
         self.has_weight |= weighed.is_ok();
+        let procs = dir.join("cgroup.procs");
+        self.dirs.push(Dir { path: dir, procs, version, has_quotas: false });
         Ok(())
+    }
+
+    /// Guests that are added from now on have a quota. [`host_cannot`] if they cannot have one.
+    pub(crate) fn limit_guests(&mut self, percent: u32) -> Result<()> {
+        for dir in &mut self.dirs {
+            dir.has_quotas = quota::enable_below(&dir.path, dir.version);
+        }
+        if !self.dirs.iter().any(|dir| dir.has_quotas) {
+            return Err(host_cannot(
+                "no cgroup with a CPU quota can be made: run as root or in a delegated cgroup with the cpu controller, \
+                 on a kernel with CONFIG_CFS_BANDWIDTH, or leave out --cpu-max",
+            ));
+        }
+        self.quota_percent = Some(percent);
+        Ok(())
+    }
+
+    /// Makes a guest's own cgroup, if guests have one.
+    pub(crate) fn add_guest(&self, index: u32) -> Result<()> {
+        let Some(percent) = self.quota_percent else { return Ok(()) };
+        for dir in &self.dirs {
+            let path = dir.path.join(guest::name(index));
+            let mut made = fs::create_dir(&path);
+            if dir.has_quotas {
+                made = made.and_then(|()| quota::set(&path, dir.version, percent));
+            }
+            made.map_err(|e| {
+                host_cannot(format!(
+                    "failed to make the cgroup `{}` with a quota of {percent} % of a CPU: {e}: see the limits of \
+                     those above it (cgroup.max.descendants, cpu.cfs_quota_us)",
+                    path.display()
+                ))
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Lets a guest leave as if it had no quota: leaving is no part of the load. If that fails it takes longer.
+    pub(crate) fn lift_quota(&self, index: u32) {
+        for dir in self.dirs.iter().filter(|dir| dir.has_quotas) {
+            _ = quota::lift(&dir.path.join(guest::name(index)), dir.version);
+        }
+    }
+
+    /// How long a guest has been out of quota, on all CPUs together; none if it has no quota.
+    pub(crate) fn throttled_ns(&self, index: u32) -> Option<u64> {
+        let dir = self.dirs.iter().find(|dir| dir.has_quotas)?;
+        quota::throttled_ns(&dir.path.join(guest::name(index)))
     }
 
     /// A sentence about what is missing, if anything is.
@@ -84,11 +149,19 @@ impl Cgroup {
         })
     }
 
-    /// The calling process joins it, or is nice instead.
-    pub(crate) fn join(&self) -> io::Result<()> {
-        for procs in &self.procs {
+    /// The calling process, which is this guest, joins it or its own below it, or is nice instead.
+    pub(crate) fn join(&self, index: u32) -> io::Result<()> {
+        for dir in &self.dirs {
             // Opened by each guest anew: one file inherited by all would make them queue for its position.
-            File::options().write(true).open(procs)?.write_all(b"0")?;
+            let mut options = File::options();
+            let mut procs = match self.quota_percent {
+                None => options.write(true).open(&dir.procs)?,
+                Some(_) => {
+                    let own = dir.path.join(guest::name(index));
+                    options.write(true).open(own.join("cgroup.procs"))?
+                }
+            };
+            procs.write_all(b"0")?;
         }
         if !self.has_weight {
             // SAFETY: setpriority has no memory to go wrong with.
@@ -104,12 +177,19 @@ impl Cgroup {
     /// `patience`.
     pub(crate) fn remove(&self, patience: Duration) -> io::Result<()> {
         let deadline = Instant::now() + patience;
-        for dir in &self.dirs {
+        for Dir { path, version, .. } in &self.dirs {
             loop {
-                match fs::remove_dir(dir) {
+                // Those below it must go first. The dying need CPU, too: nobody waits until they have a quota again.
+                for own in children(path) {
+                    if fs::remove_dir(&own).is_err() {
+                        _ = quota::lift(&own, *version);
+                        kill_all(&own);
+                    }
+                }
+                match fs::remove_dir(path) {
                     Err(e) if e.kind() == io::ErrorKind::NotFound => break,
                     Err(e) if Instant::now() >= deadline => return Err(e),
-                    Err(_) => kill_all(dir),
+                    Err(_) => kill_all(path),
                     Ok(()) => break,
                 }
                 thread::sleep(Duration::from_millis(5));
@@ -122,6 +202,12 @@ impl Cgroup {
         }
         Ok(())
     }
+}
+
+/// The cgroups right below this one.
+fn children(dir: &Path) -> impl Iterator<Item = PathBuf> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    entries.filter(|entry| entry.file_type().is_ok_and(|t| t.is_dir())).map(|entry| entry.path())
 }
 
 /// Kills every process in a cgroup directory: by the kernel's own means where it has them (v2 since 5.14).

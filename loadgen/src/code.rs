@@ -34,6 +34,7 @@ pub(crate) const APIC_TIMER_DIVIDE: u32 = 0x3e0;
 pub(crate) const APIC_ENABLED: u32 = 0x1ff;
 pub(crate) const APIC_DIVIDE_BY_1: u32 = 0xb;
 const APIC_PERIODIC: u32 = 1 << 17 | TICK_VECTOR as u32;
+const APIC_MASKED: u32 = 1 << 16 | APIC_PERIODIC;
 
 global_asm!(
     // Data as far as the host is concerned.
@@ -109,11 +110,16 @@ global_asm!(
     "   mov rax, [r15 + {STEAL_TIME}]",
     "   mov [r15 + {STEAL_NS}], rax",
     "   cmp dword ptr [r15 + {STOP}], 0",
-    "   jne 3b",
+    "   jne 6f",
     "   int3", // returns at once if burning overran the tick
     "   mov r12, [r15 + {TICKS}]",
     "   call 7f",
     "   jmp 4b",
+
+    // Leave with every tick noted: after the write to the APIC none comes any more.
+    "6: mov dword ptr [r14 + {APIC_LVT_TIMER}], {APIC_MASKED}",
+    "   call 7f",
+    "   jmp 3b",
 
     // ---- note how late the ticks since the last call came
     //
@@ -121,6 +127,9 @@ global_asm!(
     // of expected ticks is calibrated by the earliest ones: a tick before its time moves the grid back to
     // now. The other way round the grid creeps forward by 2^-14 of a period per period, so that a TSC that
     // runs up to 61 ppm too fast cannot pile up a lateness that is not there.
+    //
+    // Of ticks noted together the first is late since the grid said; KVM made the others after it, for the
+    // time since then, so they are late since the last point of the grid.
     "7: mov rcx, [r15 + {TICKS}]",
     "   mov rsi, rcx",
     "   sub rcx, r13", // ticks to note
@@ -132,21 +141,39 @@ global_asm!(
     "   mov rsi, rax",
     "   sub rax, rbx", // late by
     "   jb 8f",
-    "   cmp rax, [r15 + {LATEST_TICK_TSC}]",
-    "   jbe 6f",
-    "   mov [r15 + {LATEST_TICK_TSC}], rax",
-    "6: xor edx, edx",
+    "   mov rsi, rax",
+    "   xor edx, edx",
     "   div qword ptr [r15 + {PERIOD_TSC}]",
+    "   mov rbp, rdx", // late by, since the last point
     "   inc rax", // points of the grid that have passed
     "   mov rdx, rax",
     "   imul rdx, [r15 + {GRID_TSC}]",
     "   add rbx, rdx",
     "   sub rax, rcx", // those without a tick of their own
-    "   jle 9f",
+    "   jle 2f",
     "   add [r15 + {TICKS_MISSED}], rax",
+    "2: mov rax, rsi",
+    "   mov edi, 1",
+    "   call 6f",
+    "   mov rax, rbp",
+    "   mov rdi, rcx",
+    "   dec rdi",
+    "   jnz 6f",
     "   ret",
     "8: add rsi, [r15 + {GRID_TSC}]",
     "   mov rbx, rsi",
+    "   xor eax, eax",
+    "   mov rdi, rcx",
+
+    // rdi ticks were late by rax TSC cycles: into the bucket of the highest bit of so many nanoseconds.
+    "6: mul qword ptr [r15 + {NS_PER_TSC}]",
+    "   shrd rax, rdx, 32",
+    "   cmp rax, [r15 + {LATEST_TICK_NS}]",
+    "   jbe 5f",
+    "   mov [r15 + {LATEST_TICK_NS}], rax",
+    "5: or rax, 1", // 0 has no bit: it goes with 1
+    "   bsr rax, rax",
+    "   add [r15 + rax * 8 + {LATE_TICKS}], rdi",
     "9: ret",
 
     // ---- ring 0: the timer interrupt, from ring 3 or from the HLT below
@@ -177,13 +204,15 @@ global_asm!(
     ITERATIONS = const offset_of!(VcpuPage, iterations),
     TICKS = const offset_of!(VcpuPage, ticks),
     TICKS_MISSED = const offset_of!(VcpuPage, ticks_missed),
-    LATEST_TICK_TSC = const offset_of!(VcpuPage, latest_tick_tsc),
+    LATEST_TICK_NS = const offset_of!(VcpuPage, latest_tick_ns),
+    LATE_TICKS = const offset_of!(VcpuPage, late_ticks),
     HLTS = const offset_of!(VcpuPage, hlts),
     PERIOD_NS = const offset_of!(VcpuPage, period_ns),
     PERIOD_TSC = const offset_of!(VcpuPage, period_tsc),
     GRID_TSC = const offset_of!(VcpuPage, grid_tsc),
     BURN_TSC = const offset_of!(VcpuPage, burn_tsc),
     TSC_PER_NS = const offset_of!(VcpuPage, tsc_per_ns),
+    NS_PER_TSC = const offset_of!(VcpuPage, ns_per_tsc),
     APIC_EOI = const APIC_EOI,
     APIC_SPURIOUS = const APIC_SPURIOUS,
     APIC_LVT_TIMER = const APIC_LVT_TIMER,
@@ -192,6 +221,7 @@ global_asm!(
     APIC_ENABLED = const APIC_ENABLED,
     APIC_DIVIDE_BY_1 = const APIC_DIVIDE_BY_1,
     APIC_PERIODIC = const APIC_PERIODIC,
+    APIC_MASKED = const APIC_MASKED,
 );
 
 unsafe extern "C" {

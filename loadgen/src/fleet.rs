@@ -1,28 +1,26 @@
 //! A fleet of guests: creates them all, starts them together, and takes them down again.
 
-use std::fs;
 use std::io;
 use std::ops::ControlFlow;
 use std::os::fd::AsRawFd as _;
-use std::path::Path;
 use std::sync::atomic::Ordering::Relaxed;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use common::host;
+use common::args::CpuList;
 use common::session::{host_cannot, usage};
-use kvm_ioctls::{Cap, Kvm};
+use kvm_ioctls::Kvm;
 
 use crate::cgroup::Cgroup;
-use crate::exits::ExitKind;
+use crate::checks;
 use crate::guest::{self, Guest, Plan};
 use crate::image;
 use crate::janitor::Janitor;
 use crate::process::{self, Ended};
 use crate::record::{PAGE_SIZE, VcpuPage};
 use crate::shared::{Order, Shared};
-use crate::truth::Truth;
+use crate::truth::{IoThread, OfVm, Truth};
 use crate::workload::Workload;
 
 /// How long the parent sleeps between looks at guests that are about to be ready.
@@ -33,11 +31,9 @@ const LEAVE_POLL: Duration = Duration::from_millis(1);
 const LEAVE_POLL_PER_GUEST: Duration = Duration::from_micros(5);
 /// Guests that are told to leave are killed when for this long none has left: twice the longest timer period.
 const GRACE: Duration = Duration::from_secs(2);
-/// `KVM_API_VERSION`: it will never be another.
-const KVM_API_VERSION: i32 = 12;
 
 /// What guests to make.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Spec {
     /// Number of guests.
     pub vms: u32,
@@ -50,6 +46,12 @@ pub struct Spec {
     pub workload: Workload,
     /// How long the VMM sleeps before it answers an exit to userspace that the workload asked for.
     pub vmm_sleep: Duration,
+    /// How much of a CPU a further thread of each guest's process burns, in per cent.
+    pub io_thread_percent: Option<u32>,
+    /// How much of a CPU each guest may have, in per cent: its quota in a cgroup of its own.
+    pub cpu_max_percent: Option<u32>,
+    /// The CPUs that guests are bound to.
+    pub cpus: Option<CpuList>,
 }
 
 impl Spec {
@@ -57,6 +59,13 @@ impl Spec {
     pub const MAX_VCPUS: u32 = image::MAX_VCPUS;
     /// The most memory a guest can have, in bytes.
     pub const MAX_MEMORY: u64 = image::MAX_MEMORY;
+    /// The highest quota: as much as all threads of the biggest guest can use.
+    pub const MAX_CPU_MAX_PERCENT: u32 = (image::MAX_VCPUS + 1) * 100;
+
+    /// Threads of each guest: its vCPUs', and the I/O thread.
+    pub(crate) fn threads(&self) -> u32 {
+        self.vcpus + u32::from(self.io_thread_percent.is_some())
+    }
 
     /// Memory of each guest that its vCPUs touch: it has at least so much.
     pub(crate) fn fresh_bytes(&self) -> u64 {
@@ -87,6 +96,8 @@ pub struct Fleet {
     created: u32,
     living: u32,
     failures: Vec<String>,
+    /// How long each guest was out of quota, read at the end; empty before.
+    throttled_ns: Vec<Option<u64>>,
     creation: Duration,
 }
 
@@ -108,9 +119,8 @@ impl Fleet {
     pub fn create(spec: &Spec, progress: impl FnMut(u32) -> ControlFlow<()>) -> Result<Self> {
         process::check_single_threaded()?;
         spec.check()?;
-        let kvm = open_kvm()?;
-        check_limits(&kvm, spec)?;
-        check_kinds(spec)?;
+        let kvm = checks::open_kvm()?;
+        checks::host(&kvm, spec)?;
         let pages = spec.vms as usize * spec.vcpus as usize;
         let cgroup = Cgroup::create(&format!("loadgen-{}", process::pid()));
         // From here on the cgroup is removed however this ends.
@@ -126,8 +136,10 @@ impl Fleet {
             created: 0,
             living: 0,
             failures: Vec::new(),
+            throttled_ns: Vec::new(),
             creation: Duration::ZERO,
         };
+        spec.cpu_max_percent.map_or(Ok(()), |percent| fleet.cgroup.limit_guests(percent))?;
         let start = Instant::now();
         fleet.fork_guests(&kvm, progress)?;
         fleet.wait_until_ready()?;
@@ -177,9 +189,16 @@ impl Fleet {
         let vcpus = self.plan.vcpus;
         (0..self.vcpus()).map(move |index| {
             let (vm, vcpu) = (index / vcpus, index % vcpus);
-            let pid = self.page(vm, 0).pid.load(Relaxed);
-            let workload = self.plan.workload;
-            Truth::read(self.page(vm, vcpu), vm, vcpu, pid, workload, self.plan.steal)
+            let first = self.page(vm, 0);
+            let of_vm = OfVm {
+                index: vm,
+                pid: first.pid.load(Relaxed),
+                workload: self.plan.workload,
+                has_steal: self.plan.steal,
+                throttled_ns: self.throttled_ns.get(vm as usize).copied().flatten(),
+                io_thread: self.plan.io_thread_percent.map(|_| IoThread::read(first)),
+            };
+            Truth::read(self.page(vm, vcpu), vcpu, &of_vm)
         })
     }
 
@@ -195,6 +214,7 @@ impl Fleet {
         }
         // Of no effect on those that run already.
         self.shared.control().give(Order::Leave);
+        (0..self.created).for_each(|vm| self.cgroup.lift_quota(vm));
         let mut killed = 0;
         let mut last_left = start;
         while self.living > 0 {
@@ -208,6 +228,7 @@ impl Fleet {
                 thread::sleep(LEAVE_POLL + LEAVE_POLL_PER_GUEST * self.living);
             }
         }
+        self.throttled_ns = (0..self.created).map(|vm| self.cgroup.throttled_ns(vm)).collect();
         Stopped { killed, duration: start.elapsed() }
     }
 
@@ -232,6 +253,7 @@ impl Fleet {
     ) -> Result<()> {
         let parent = process::pid();
         for index in 0..self.plan.vms {
+            self.cgroup.add_guest(index)?;
             let guest = Guest {
                 plan: &self.plan,
                 shared: &self.shared,
@@ -260,7 +282,7 @@ impl Fleet {
     }
 
     fn wait_until_ready(&mut self) -> Result<()> {
-        let all = self.vcpus();
+        let all = self.created * self.plan.threads;
         while !self.shared.control().wait_until_settled(all, SETTLE_POLL) {
             self.reap(false);
             if let Some(failure) = self.failures.first() {
@@ -322,75 +344,6 @@ impl Drop for Fleet {
         self.kill();
         self.janitor.take().map(Janitor::finish);
     }
-}
-
-/// Opens /dev/kvm, or says what this host lacks.
-fn open_kvm() -> Result<Kvm> {
-    let kvm = Kvm::new().map_err(|e| {
-        let cause = io::Error::from(e);
-        match cause.kind() {
-            io::ErrorKind::NotFound => host_cannot(
-                "`/dev/kvm` does not exist: load kvm_intel or kvm_amd, and see that virtualization is on in \
-                 the firmware (in a virtual machine: nested virtualization)",
-            ),
-            io::ErrorKind::PermissionDenied => host_cannot(
-                "not allowed to open `/dev/kvm`: run as root, or as a member of the group that owns it (kvm)",
-            ),
-            _ => host_cannot(format!(
-                "failed to open `/dev/kvm`: {cause}: see whether a KVM module for this processor is loaded"
-            )),
-        }
-    })?;
-    match kvm.get_api_version() {
-        KVM_API_VERSION => Ok(kvm),
-        version => Err(host_cannot(format!(
-            "`/dev/kvm` has API version {version}, not {KVM_API_VERSION}: this kernel is too old, use a newer one"
-        ))),
-    }
-}
-
-/// Refuses what could only fail halfway.
-fn check_limits(kvm: &Kvm, spec: &Spec) -> Result<()> {
-    if !kvm.check_extension(Cap::UserMemory) {
-        return Err(host_cannot("KVM has no KVM_CAP_USER_MEMORY: use a newer kernel"));
-    }
-    let most_vcpus = kvm.get_max_vcpus();
-    if spec.vcpus as usize > most_vcpus {
-        return Err(host_cannot(format!(
-            "KVM allows {most_vcpus} vCPUs in a guest here, not {}: ask for fewer",
-            spec.vcpus
-        )));
-    }
-    let tasks = u64::from(spec.vms) * u64::from(spec.vcpus) + host::threads()?;
-    for limit in ["pid_max", "threads-max"] {
-        let path = format!("/proc/sys/kernel/{limit}");
-        let most = fs::read_to_string(path).unwrap_or_default();
-        // What else the host starts meanwhile is not known: leave a little room.
-        let needed = tasks + 100;
-        if most.trim().parse().is_ok_and(|most: u64| most < needed) {
-            return Err(host_cannot(format!(
-                "too many guests: kernel.{limit} is {}, and {needed} are needed: \
-                 sysctl -w kernel.{limit}={}",
-                most.trim(),
-                needed.next_multiple_of(1024)
-            )));
-        }
-    }
-    Ok(())
-}
-
-/// Refuses the exits that this KVM cannot make.
-fn check_kinds(spec: &Spec) -> Result<()> {
-    let hypercalls =
-        matches!(spec.workload, Workload::Exits(e) if e.count(ExitKind::Hypercall) > 0);
-    // It runs ring 0 in the kernel's emulator, which replaces the instruction by itself and starts over, for ever.
-    if hypercalls && Path::new("/sys/module/kvm_pvm").exists() {
-        return Err(host_cannot(
-            "KVM without hardware (kvm_pvm) has no end of emulating a hypercall: leave out `hypercall`, or use \
-             a host with kvm_intel or kvm_amd",
-        ));
-    }
-    Ok(())
 }
 
 fn fork_failed(index: u32, cause: &io::Error) -> anyhow::Error {

@@ -6,7 +6,7 @@
 use std::os::fd::{FromRawFd as _, RawFd};
 use std::ptr::{self, NonNull};
 use std::sync::atomic::Ordering::Relaxed;
-use std::thread;
+use std::thread::{self, Scope, Thread};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -16,11 +16,13 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{Cap, Kvm, VcpuExit, VcpuFd, VmFd};
 
+use crate::affinity::CpuMask;
 use crate::cgroup::Cgroup;
 use crate::code::{Entry, STOP_PORT};
 use crate::exits_code::PIO_PORT;
 use crate::fleet::Spec;
 use crate::image::{self, IMAGE_SIZE, MMIO_GPA};
+use crate::io;
 use crate::process;
 use crate::record::{Failure, PAGE_SIZE, Step, VcpuPage};
 use crate::shared::{self, Order, Shared};
@@ -31,17 +33,23 @@ use crate::workload::Workload;
 const MSR_KVM_STEAL_TIME: u32 = 0x4b56_4d03;
 const MSR_KVM_STEAL_TIME_ENABLED: u64 = 1;
 
-/// Stack of a vCPU thread: it only calls KVM_RUN.
+/// Stack of a thread, which only calls KVM_RUN or burns CPU.
 const THREAD_STACK: usize = 64 << 10;
 
 /// What all guests of a fleet have in common; made before forking.
 pub(crate) struct Plan {
     pub(crate) vms: u32,
     pub(crate) vcpus: u32,
+    /// Threads of each guest that wait for the start.
+    pub(crate) threads: u32,
     pub(crate) memory_bytes: u64,
     pub(crate) workload: Workload,
     /// How long the VMM sleeps before it answers an exit to userspace.
     pub(crate) vmm_sleep: Duration,
+    /// What the I/O thread burns, in per cent of a CPU.
+    pub(crate) io_thread_percent: Option<u32>,
+    /// The CPUs that guests are bound to.
+    cpus: Option<CpuMask>,
     /// Whether KVM reports steal time.
     pub(crate) steal: bool,
     split_irqchip: bool,
@@ -70,9 +78,12 @@ impl Plan {
         Ok(Self {
             vms: spec.vms,
             vcpus: spec.vcpus,
+            threads: spec.threads(),
             memory_bytes: spec.memory_bytes.max(spec.fresh_bytes()),
             workload: spec.workload,
             vmm_sleep: spec.vmm_sleep,
+            io_thread_percent: spec.io_thread_percent,
+            cpus: spec.cpus.as_ref().map(CpuMask::new),
             steal: kvm.check_extension_raw(KVM_CAP_STEAL_TIME.into()) > 0,
             vmcall: knows_vmcall(&supported),
             split_irqchip: kvm.check_extension(Cap::SplitIrqchip),
@@ -162,8 +173,15 @@ impl Guest<'_> {
             vcpus.push(self.create_vcpu(&vm, vcpu)?);
         }
         // Not before: creation at so low a weight would starve as soon as the host has anything else to do.
-        self.cgroup.join().map_err(of_io(Step::JoinCgroup))?;
-        self.run_vcpus(vcpus)
+        self.cgroup.join(self.index).map_err(of_io(Step::JoinCgroup))?;
+        if let Some(cpus) = &self.plan.cpus {
+            cpus.bind().map_err(of_io(Step::Bind))?;
+        }
+        match self.plan.io_thread_percent {
+            None => self.run_vcpus(vcpus),
+            Some(percent) => self.run_with_io_thread(vcpus, percent),
+        }
+        Ok(())
     }
 
     fn create_vm(&self, kvm: &Kvm) -> Result<VmFd, Failure> {
@@ -241,7 +259,7 @@ impl Guest<'_> {
     }
 
     /// vCPU 0 runs on this thread, so that a guest with one vCPU is one thread; each other gets its own.
-    fn run_vcpus(&self, vcpus: Vec<VcpuFd>) -> Result<(), Failure> {
+    fn run_vcpus(&self, vcpus: Vec<VcpuFd>) {
         thread::scope(|scope| {
             let mut first = None;
             for (number, vcpu) in (0..).zip(vcpus) {
@@ -249,27 +267,64 @@ impl Guest<'_> {
                     first = Some(vcpu);
                     continue;
                 }
-                thread::Builder::new()
-                    .stack_size(THREAD_STACK)
-                    .spawn_scoped(scope, move || {
-                        process::set_name(&format!("{:04}/vcpu{number}", self.index + 1));
-                        self.run_vcpu(number, vcpu);
-                    })
-                    .map_err(of_io(Step::StartThread))?;
+                self.spawn(scope, number, &format!("vcpu{number}"), move || {
+                    self.run_vcpu(number, vcpu);
+                });
             }
             if let Some(vcpu) = first {
                 self.run_vcpu(0, vcpu);
             }
-            Ok(())
-        })
+        });
+    }
+
+    /// The same with one more thread beside them, for as long as there are any.
+    fn run_with_io_thread(&self, vcpus: Vec<VcpuFd>, percent: u32) {
+        let page = self.page(0);
+        thread::scope(|scope| {
+            let thread = self.spawn(scope, 0, "io", || {
+                page.io_thread_tid.store(process::gettid(), Relaxed);
+                if self.wait_for_order() == Order::Run {
+                    io::burn(page, percent);
+                }
+            });
+            self.run_vcpus(vcpus);
+            page.stop.store(1, Relaxed);
+            thread.unpark();
+        });
+    }
+
+    /// Starts a thread and names it. If that fails, so does the guest: as vCPU `vcpu`, and at once, because those that
+    /// have been started wait for an order that will not come.
+    fn spawn<'scope>(
+        &'scope self,
+        scope: &'scope Scope<'scope, '_>,
+        vcpu: u32,
+        name: &str,
+        work: impl FnOnce() + Send + 'scope,
+    ) -> Thread {
+        let name = format!("{:04}/{name}", self.index + 1);
+        let thread =
+            thread::Builder::new().stack_size(THREAD_STACK).spawn_scoped(scope, move || {
+                process::set_name(&name);
+                work();
+            });
+        match thread {
+            Ok(handle) => handle.thread().clone(),
+            Err(e) => self.die(vcpu, of_io(Step::StartThread)(e)),
+        }
+    }
+
+    /// Tells the parent that one more thread is ready, and waits for it to start or end the run.
+    fn wait_for_order(&self) -> Order {
+        let control = self.shared.control();
+        control.settle(self.plan.vms * self.plan.threads);
+        control.wait_for_order()
     }
 
     /// Waits for the start, then runs the vCPU until the guest has left.
     fn run_vcpu(&self, number: u32, mut vcpu: VcpuFd) {
-        let control = self.shared.control();
         self.page(number).tid.store(process::gettid(), Relaxed);
-        control.settle(self.plan.vms * self.plan.vcpus);
-        if control.wait_for_order() == Order::Leave {
+        if self.wait_for_order() == Order::Leave {
             return;
         }
         loop {

@@ -3,15 +3,19 @@
 //! A [`Fleet`] is a number of small guests, each a process of its own, which count what they do. They are all
 //! created first, then started together; what they have counted is the [`Truth`].
 
+mod affinity;
 mod cgroup;
+mod checks;
 mod code;
 mod exits;
 mod exits_code;
 mod fleet;
 mod guest;
 mod image;
+mod io;
 mod janitor;
 mod process;
+mod quota;
 mod record;
 mod shared;
 mod tell;

@@ -28,8 +28,11 @@ pub(crate) struct VcpuPage {
     pub(crate) ticks: AtomicU64,
     /// Timer periods that passed without an interrupt of their own: KVM lets a late tick stand for several.
     pub(crate) ticks_missed: AtomicU64,
-    /// The latest a tick came, in TSC cycles.
-    pub(crate) latest_tick_tsc: AtomicU64,
+    /// The latest a tick came, in nanoseconds.
+    pub(crate) latest_tick_ns: AtomicU64,
+    /// Ticks by how late they came: bucket i has those that were 2^i to 2^(i+1) nanoseconds late, the first one those
+    /// on time, too.
+    pub(crate) late_ticks: [AtomicU64; u64::BITS as usize],
     /// HLT instructions executed.
     pub(crate) hlts: AtomicU64,
     /// `steal_time.steal` as the guest's first instruction read it, in nanoseconds: KVM counts from the birth
@@ -40,8 +43,6 @@ pub(crate) struct VcpuPage {
 
     /// Timer period in cycles of the APIC bus, which KVM runs at 1 GHz: nanoseconds. 0 if there is no timer.
     pub(crate) period_ns: AtomicU32,
-    /// Cycles of the guest's TSC in a millisecond; 0 until the guest knows.
-    pub(crate) tsc_khz: AtomicU32,
     /// TSC cycles from one tick to the next.
     pub(crate) period_tsc: AtomicU64,
     /// How far apart the ticks are *expected*, in TSC cycles: a little more than `period_tsc` (see code.rs).
@@ -50,6 +51,8 @@ pub(crate) struct VcpuPage {
     pub(crate) burn_tsc: AtomicU64,
     /// TSC cycles in a nanosecond, as a 32.32 fixed-point number.
     pub(crate) tsc_per_ns: AtomicU64,
+    /// Nanoseconds in a TSC cycle, likewise.
+    pub(crate) ns_per_tsc: AtomicU64,
 
     /// `exits` guests set it right before they leave: the triple fault that follows is meant.
     pub(crate) done: AtomicU32,
@@ -64,6 +67,9 @@ pub(crate) struct VcpuPage {
     pub(crate) pid: AtomicU32,
     /// The vCPU's thread.
     pub(crate) tid: AtomicU32,
+    /// The guest's I/O thread, if it has one, and the CPU time it has had; on the page of vCPU 0 only.
+    pub(crate) io_thread_tid: AtomicU32,
+    pub(crate) io_thread_cpu_ns: AtomicU64,
     /// What went wrong: a [`Failure`] in two parts.
     failure_step: AtomicU32,
     failure_detail: AtomicU64,
@@ -131,11 +137,15 @@ impl VcpuPage {
         Some(Failure { step, detail })
     }
 
-    /// The latest a tick came, in nanoseconds.
-    pub(crate) fn latest_tick_ns(&self) -> u64 {
-        let khz = u128::from(self.tsc_khz.load(Relaxed)).max(1);
-        let ns = u128::from(self.latest_tick_tsc.load(Relaxed)) * 1_000_000 / khz;
-        u64::try_from(ns).unwrap_or(u64::MAX)
+    /// The buckets of `late_ticks` that are not empty: from and below how many nanoseconds late, and how many ticks.
+    pub(crate) fn late_ticks(&self) -> Vec<[u64; 3]> {
+        let buckets = self.late_ticks.iter().map(|bucket| bucket.load(Relaxed));
+        let rows = (0..).zip(buckets).map(|(bit, count)| {
+            let lo_ns = if bit == 0 { 0 } else { 1 << bit };
+            let hi_ns = 2_u64.checked_shl(bit).filter(|hi| *hi > 0).unwrap_or(u64::MAX);
+            [lo_ns, hi_ns, count]
+        });
+        rows.filter(|[_, _, count]| *count > 0).collect()
     }
 }
 
@@ -174,11 +184,12 @@ steps! {
     SetState = 10 "KVM_SET_MP_STATE",
     EnableSteal = 11 "KVM_SET_MSRS",
     GetTsc = 12 "KVM_GET_TSC_KHZ",
-    StartThread = 13 "start a vCPU thread",
+    StartThread = 13 "start a thread",
     Run = 14 "KVM_RUN",
     /// KVM_RUN came back with an exit reason that no guest of ours should cause: the detail is the reason.
     Exit = 15 "KVM_RUN",
     SetCpuid = 16 "KVM_SET_CPUID2",
+    Bind = 17 "set the CPUs to run on",
 }
 
 /// Why a guest ended before it was told to. It crosses from process to process as two numbers.
@@ -230,6 +241,19 @@ mod tests {
         assert!(text.starts_with("failed to KVM_CREATE_VM: Cannot allocate memory"), "{text}");
         let text = Failure::exit(8).to_string();
         assert_eq!(text, "KVM_EXIT_SHUTDOWN (triple fault)");
+    }
+
+    #[test]
+    fn buckets_are_powers_of_two_without_gaps() {
+        // SAFETY: a page of zeroes is a valid record: it has only integers.
+        let page: VcpuPage = unsafe { std::mem::zeroed() };
+        assert!(page.late_ticks().is_empty());
+        for (bit, count) in [(0, 23), (1, 101), (63, 7)] {
+            page.late_ticks[bit].store(count, Relaxed);
+        }
+        assert_eq!(page.late_ticks(), [[0, 2, 23], [2, 4, 101], [1 << 63, u64::MAX, 7]]);
+        page.late_ticks.iter().for_each(|bucket| bucket.store(1, Relaxed));
+        assert!(page.late_ticks().windows(2).all(|pair| pair[0][1] == pair[1][0]));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow};
-use common::args::parse_seconds;
+use common::args::{CpuList, parse_seconds};
 use common::session::{Stop, complain, usage};
 use indicatif::{ProgressBar, ProgressStyle};
 use loadgen::{Fleet, Spec, Stopped, TruthFile, Workload};
@@ -41,6 +41,16 @@ pub(crate) struct Args {
     /// Sleep so many milliseconds before answering an exit to userspace (pio, mmio); fractions are allowed
     #[arg(long, value_name = "MS", value_parser = sleep)]
     vmm_sleep: Option<Duration>,
+    /// One more thread in each guest's process, which burns so many per cent of a CPU
+    #[arg(long, value_name = "PCT", value_parser = clap::value_parser!(u32).range(1..=100))]
+    io_thread: Option<u32>,
+    /// Give each guest a CPU quota, in per cent of one CPU
+    #[arg(long, value_name = "PCT",
+          value_parser = clap::value_parser!(u32).range(1..=i64::from(Spec::MAX_CPU_MAX_PERCENT)))]
+    cpu_max: Option<u32>,
+    /// Bind all guests to these CPUs: 0-3,8
+    #[arg(long, value_name = "LIST")]
+    cpus: Option<CpuList>,
     /// Stop after this many seconds
     #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]
     duration: Option<Duration>,
@@ -139,6 +149,9 @@ fn create(args: &Args, held_back: &HeldBack) -> Result<Fleet> {
         memory_bytes: args.memory,
         workload: args.workload,
         vmm_sleep: args.vmm_sleep.unwrap_or_default(),
+        io_thread_percent: args.io_thread,
+        cpu_max_percent: args.cpu_max,
+        cpus: args.cpus.clone(),
     };
     // Draws on standard error, and only if that is a terminal. No ticker: that would be a thread.
     let bar = ProgressBar::new(args.vms.into());

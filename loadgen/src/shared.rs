@@ -25,7 +25,7 @@ pub(crate) enum Order {
 pub(crate) struct Control {
     /// An [`Order`]; a futex.
     order: AtomicU32,
-    /// vCPUs that are created and wait for the order, and guests that failed; a futex.
+    /// Threads of guests that are there and wait for the order; a futex.
     settled: AtomicU32,
 }
 
@@ -129,7 +129,7 @@ impl Control {
         futex_wake(&self.order);
     }
 
-    /// A vCPU: waits until it is told to run or to leave.
+    /// A thread of a guest: waits until it is told to run or to leave.
     pub(crate) fn wait_for_order(&self) -> Order {
         loop {
             match self.order.load(Ordering::Acquire) {
@@ -140,7 +140,7 @@ impl Control {
         }
     }
 
-    /// A vCPU is ready; the last of `all` wakes the parent.
+    /// A thread of a guest is ready; the last of `all` wakes the parent.
     pub(crate) fn settle(&self, all: u32) {
         if self.settled.fetch_add(1, Ordering::AcqRel) + 1 == all {
             futex_wake(&self.settled);

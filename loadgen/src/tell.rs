@@ -15,17 +15,16 @@ const HLT_PERIOD: Duration = Duration::from_millis(1);
 pub(crate) fn timer(page: &VcpuPage, wanted: Timer, tsc_khz: u32) {
     let period = tsc_cycles(wanted.period.as_nanos(), tsc_khz).max(1);
     let period_ns = u32::try_from(wanted.period.as_nanos()).unwrap_or(u32::MAX);
-    page.tsc_khz.store(tsc_khz, Relaxed);
     page.period_ns.store(period_ns, Relaxed);
     page.period_tsc.store(period, Relaxed);
     page.grid_tsc.store(period + (period >> 14), Relaxed);
     page.burn_tsc.store(tsc_cycles(wanted.burn.as_nanos(), tsc_khz), Relaxed);
     page.tsc_per_ns.store(tsc_cycles(1 << 32, tsc_khz), Relaxed);
+    page.ns_per_tsc.store((1_000_000 << 32) / u64::from(tsc_khz.max(1)), Relaxed);
 }
 
 /// Tells the guest what exits to cause; `vmcall`: whether its hypercall is VMCALL.
 pub(crate) fn exits(page: &VcpuPage, wanted: &Exits, vcpu: u32, tsc_khz: u32, vmcall: bool) {
-    page.tsc_khz.store(tsc_khz, Relaxed);
     for exit in wanted.iter() {
         let record = &page.kinds[exit.kind as usize];
         record.count.store(exit.count.into(), Relaxed);
@@ -63,6 +62,7 @@ mod tests {
         assert_eq!(page.grid_tsc.load(Relaxed), 26_000_000 + 1_586);
         assert_eq!(page.burn_tsc.load(Relaxed), 7_800_000);
         assert_eq!(page.tsc_per_ns.load(Relaxed), (26 << 32) / 10);
+        assert_eq!(page.ns_per_tsc.load(Relaxed), (10 << 32) / 26);
     }
 
     #[test]

@@ -40,41 +40,75 @@ pub struct Truth {
     pub ticks_missed: u64,
     /// How late the latest tick came, in nanoseconds; at most 61 ppm of the run's length too small.
     pub latest_tick_ns: u64,
+    /// All ticks by how late they came: `[lo_ns, hi_ns, count]`, from `lo_ns` to below `hi_ns`, in powers of two.
+    pub late_ticks: Vec<[u64; 3]>,
     /// Exits the guest caused, by kind.
     pub exits: BTreeMap<&'static str, u64>,
     /// Steal time since the guest's first instruction, as the guest read it from MSR_KVM_STEAL_TIME, in nanoseconds;
     /// none if KVM has no steal time.
     pub steal_ns: Option<u64>,
+    /// How long the guest was out of quota, on all CPUs together, in nanoseconds; known at the end, if it has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub throttled_ns: Option<u64>,
+    /// The guest's I/O thread, if it has one.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub io_thread: Option<IoThread>,
     /// What went wrong, if the guest ended without being told to.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub failure: Option<String>,
 }
 
+/// What the I/O thread of a guest did: the same for all its vCPUs.
+#[derive(Clone, Debug, Serialize)]
+pub struct IoThread {
+    /// The thread.
+    #[serde(rename = "io_thread_tid")]
+    pub tid: u32,
+    /// CPU time it has had.
+    #[serde(rename = "io_thread_cpu_ns")]
+    pub cpu_ns: u64,
+}
+
+impl IoThread {
+    /// From the page of vCPU 0.
+    pub(crate) fn read(page: &VcpuPage) -> Self {
+        Self { tid: page.io_thread_tid.load(Relaxed), cpu_ns: page.io_thread_cpu_ns.load(Relaxed) }
+    }
+}
+
+/// What all vCPUs of a guest have in common.
+pub(crate) struct OfVm {
+    /// Counted from 0.
+    pub(crate) index: u32,
+    pub(crate) pid: u32,
+    pub(crate) workload: Workload,
+    pub(crate) has_steal: bool,
+    pub(crate) throttled_ns: Option<u64>,
+    pub(crate) io_thread: Option<IoThread>,
+}
+
 impl Truth {
-    pub(crate) fn read(
-        page: &VcpuPage,
-        vm: u32,
-        vcpu: u32,
-        pid: u32,
-        workload: Workload,
-        steal: bool,
-    ) -> Self {
+    pub(crate) fn read(page: &VcpuPage, vcpu: u32, of_vm: &OfVm) -> Self {
+        let workload = of_vm.workload;
         Self {
-            vm: guest::name(vm),
-            pid,
+            vm: guest::name(of_vm.index),
+            pid: of_vm.pid,
             tid: page.tid.load(Relaxed),
             vcpu,
             workload,
             iterations: page.iterations.load(Relaxed),
             ticks: page.ticks.load(Relaxed),
             ticks_missed: page.ticks_missed.load(Relaxed),
-            latest_tick_ns: page.latest_tick_ns(),
+            latest_tick_ns: page.latest_tick_ns.load(Relaxed),
+            late_ticks: page.late_ticks(),
             exits: exits(page, workload),
             // A guest that has not come to its first look has read nothing yet.
-            steal_ns: steal.then(|| {
+            steal_ns: of_vm.has_steal.then(|| {
                 let at_start_ns = page.steal_at_start_ns.load(Relaxed);
                 page.steal_ns.load(Relaxed).saturating_sub(at_start_ns)
             }),
+            throttled_ns: of_vm.throttled_ns,
+            io_thread: of_vm.io_thread.clone(),
             failure: page.failure().map(|failure| failure.to_string()),
         }
     }
@@ -145,17 +179,29 @@ impl TruthFile {
 mod tests {
     use super::*;
 
+    fn of_vm(workload: Workload) -> OfVm {
+        OfVm { index: 0, pid: 101, workload, has_steal: false, throttled_ns: None, io_thread: None }
+    }
+
     #[test]
     fn a_line_has_the_names_that_were_promised() {
         // SAFETY: a page of zeroes is a valid record: it has only integers.
         let page: VcpuPage = unsafe { std::mem::zeroed() };
         page.iterations.store(23, Relaxed);
         page.tid.store(102, Relaxed);
-        let truth = Truth::read(&page, 0, 1, 101, Workload::Duty { percent: 30 }, false);
+        page.late_ticks[4].store(7, Relaxed);
+        let mut truth = Truth::read(&page, 1, &of_vm(Workload::Duty { percent: 30 }));
         let line = serde_json::to_string(&truth).expect("JSON");
         assert_eq!(
             line,
-            r#"{"vm":"loadgen-0001","pid":101,"tid":102,"vcpu":1,"workload":"duty=30","iterations":23,"ticks":0,"ticks_missed":0,"latest_tick_ns":0,"exits":{"hlt":0},"steal_ns":null}"#
+            r#"{"vm":"loadgen-0001","pid":101,"tid":102,"vcpu":1,"workload":"duty=30","iterations":23,"ticks":0,"ticks_missed":0,"latest_tick_ns":0,"late_ticks":[[16,32,7]],"exits":{"hlt":0},"steal_ns":null}"#
+        );
+        truth.throttled_ns = Some(1009);
+        truth.io_thread = Some(IoThread { tid: 103, cpu_ns: 503 });
+        let line = serde_json::to_string(&truth).expect("JSON");
+        assert!(
+            line.ends_with(r#""throttled_ns":1009,"io_thread_tid":103,"io_thread_cpu_ns":503}"#),
+            "{line}"
         );
     }
 
@@ -166,7 +212,7 @@ mod tests {
         page.kinds[ExitKind::Pio as usize].done.store(503, Relaxed);
         page.kinds[ExitKind::Pagefault as usize].done.store(23, Relaxed);
         let workload = "exits=pagefault:23,pio:503".parse().expect("a workload");
-        let truth = Truth::read(&page, 0, 0, 101, workload, false);
+        let truth = Truth::read(&page, 0, &of_vm(workload));
         let line = serde_json::to_value(&truth).expect("JSON");
         assert_eq!(line["workload"], "exits=pagefault:23,pio:503");
         assert_eq!(

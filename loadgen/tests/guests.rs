@@ -6,7 +6,9 @@ use std::fs;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use support::{Running, TempDir, alone, cgroups, comm, number, read_truth, run, schedstat};
+use support::{
+    Running, TempDir, alone, cgroups, comm, number, read_truth, run, schedstat, share, threads,
+};
 
 #[test]
 fn spinning_guests_all_spin_and_go_on_spinning() {
@@ -44,16 +46,32 @@ fn idle_guests_tick_at_their_rate() {
     }
 }
 
+/// Late or not, every tick is in one bucket, and the latest one in the last.
+#[test]
+fn every_tick_is_in_the_histogram_of_lateness() {
+    let _alone = alone();
+    for workload in ["idle=1009", "duty=60", "exits=hlt:23", "spin"] {
+        let args = ["--vms", "5", "--vcpus", "2", "--workload", workload, "--duration", "2"];
+        for line in run(&args).1 {
+            let buckets = line["late_ticks"].as_array().expect("an array");
+            let buckets: Vec<_> = buckets
+                .iter()
+                .map(|row| [0, 1, 2].map(|at| row[at].as_u64().expect("a number")))
+                .collect();
+            let (ticks, latest_ns) = (number(&line, "ticks"), number(&line, "latest_tick_ns"));
+            assert_eq!(buckets.iter().map(|[_, _, count]| count).sum::<u64>(), ticks, "{line}");
+            assert!(buckets.is_sorted() && buckets.iter().all(|row| row[2] > 0), "{line}");
+            let in_last = |[lo_ns, hi_ns, _]: &[u64; 3]| (*lo_ns..*hi_ns).contains(&latest_ns);
+            assert!(buckets.last().is_none_or(in_last), "{line}");
+        }
+    }
+}
+
 #[test]
 fn duty_burns_its_share_of_cpu_time() {
     let _alone = alone();
-    let running = Running::start(&["--vms", "1", "--workload", "duty=30", "--duration", "5"], None);
-    let guest = running.guests()[0];
-    thread::sleep(Duration::from_millis(500));
-    let (before, start) = (schedstat(guest).0, Instant::now());
-    thread::sleep(Duration::from_secs(3));
-    let (after, elapsed) = (schedstat(guest).0, start.elapsed());
-    let share = (after - before) as f64 / elapsed.as_nanos() as f64;
+    let running = Running::start(&["--vms", "1", "--workload", "duty=30"], None);
+    let share = share(&running, &running.guests()[..1]);
     assert!((0.27..0.34).contains(&share), "{share}");
 }
 
@@ -67,9 +85,9 @@ fn guests_and_vcpus_are_named_and_in_one_light_cgroup() {
     assert_eq!(guests.len(), 24);
     for (number, pid) in (1..).zip(&guests) {
         assert_eq!(comm(*pid), format!("loadgen-{number:04}"));
-        let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("tasks").flatten();
-        let mut names: Vec<_> = tasks
-            .map(|task| comm(task.file_name().to_string_lossy().parse().expect("a TID")))
+        let mut names: Vec<_> = threads(*pid)
+            .into_iter()
+            .map(comm)
             .filter(|name| !name.starts_with("kvm-nx")) // one of KVM's own, since 6.14
             .collect();
         names.sort();
@@ -110,6 +128,26 @@ fn guests_and_vcpus_are_named_and_in_one_light_cgroup() {
         assert!(number(line, "ticks") > 0, "{line}");
     }
     running.assert_nothing_left(Duration::ZERO);
+}
+
+/// Wherever loadgen itself may run: every thread of a guest is bound, and the last CPU is one of theirs.
+#[test]
+fn all_threads_of_guests_stay_on_their_cpus() {
+    let _alone = alone();
+    let online = fs::read_to_string("/sys/devices/system/cpu/online").expect("the CPUs");
+    let cpu = online.trim().rsplit([',', '-']).next().expect("a CPU");
+    let args = ["--vms", "2", "--vcpus", "3", "--workload", "idle=23", "--io-thread", "5"];
+    let running = Running::start(&[&args[..], &["--cpus", cpu, "--duration", "20"]].concat(), None);
+    thread::sleep(Duration::from_millis(500));
+    for guest in running.guests() {
+        let tids = threads(guest);
+        assert!(tids.len() >= 4);
+        for tid in tids {
+            let status = fs::read_to_string(format!("/proc/{tid}/status")).expect("a status");
+            let allowed = format!("Cpus_allowed_list:\t{cpu}\n");
+            assert!(status.contains(&allowed), "{cpu}: {status}");
+        }
+    }
 }
 
 /// What a guest reads as steal is what the host's scheduler has booked as its waiting.

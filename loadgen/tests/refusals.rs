@@ -46,6 +46,16 @@ fn bad_arguments() {
         "run --vms 1 --workload exits=pio:5 --vmm-sleep 1001",
         "run --vms 1 --workload exits=cpuid:5 --vmm-sleep 1",
         "run --vms 1 --vmm-sleep 1",
+        "run --vms 1 --io-thread 0",
+        "run --vms 1 --io-thread 101",
+        "run --vms 1 --io-thread 5%",
+        "run --vms 1 --cpu-max 0",
+        "run --vms 1 --cpu-max 25601",
+        "run --vms 1 --cpu-max 12.5",
+        "run --vms 1 --cpus",
+        "run --vms 1 --cpus first",
+        "run --vms 1 --cpus 1-0",
+        "run --vms 1 --cpus 0,60000",
         "run --vms 1 --duration 0",
         "run --vms 1 --duration -3",
         "run --vms 1 --duration soon",
@@ -79,6 +89,23 @@ fn hypercalls_that_this_kvm_cannot_make() {
     } else {
         assert!(loadgen().args(args).status().expect("loadgen").success());
     }
+}
+
+/// Seen without any cgroup hierarchy: in a mount namespace of its own.
+#[test]
+fn quotas_without_a_cpu_controller() {
+    let mut unshare = Command::new("unshare");
+    unshare.args([
+        "--mount",
+        "sh",
+        "-c",
+        r#"umount --recursive /sys/fs/cgroup && exec "$@""#,
+        "sh",
+    ]);
+    unshare.arg(loadgen().get_program()).args(["run", "--vms", "1", "--cpu-max", "50"]);
+    let (status, sentence) = refused(&mut unshare);
+    assert_eq!(status, 3, "{sentence}");
+    assert!(sentence.contains("run as root or in a delegated cgroup"), "{sentence}");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! The floor: an empty program in sched_switch, loaded by the bench itself.
+//! The floor: empty programs where the tools have theirs, loaded by the bench itself.
 
 use std::mem::MaybeUninit;
 
@@ -9,18 +9,29 @@ use libbpf_rs::{Link, OpenObject};
 common::skeleton!("floor");
 use skel::{FloorSkel, FloorSkelBuilder};
 
-/// The loaded program.
+/// The loaded programs.
 pub struct Floor<'obj>(FloorSkel<'obj>);
 
 impl<'obj> Floor<'obj> {
-    /// Loads it.
+    /// Loads them.
     pub fn load(object: &'obj mut MaybeUninit<OpenObject>) -> Result<Self> {
         let open = FloorSkelBuilder::default().open(object).context("failed to open `floor`")?;
         Ok(Self(open.load().context("failed to load `floor`: the bench needs root")?))
     }
 
-    /// Attached as long as the link lives.
-    pub fn attach(&self) -> Result<Link> {
-        self.0.progs.sched_switch.attach().context("failed to attach `floor`")
+    /// Those on these tracepoints, attached as long as the links live.
+    pub fn attach(&self, tracepoints: &[&str]) -> Result<Vec<Link>> {
+        let progs = &self.0.progs;
+        let all = [
+            &progs.sched_switch,
+            &progs.kvm_exit,
+            &progs.kvm_entry,
+            &progs.kvm_userspace_exit,
+            &progs.kvm_fpu,
+        ];
+        let wanted = all
+            .into_iter()
+            .filter(|prog| prog.name().to_str().is_some_and(|name| tracepoints.contains(&name)));
+        wanted.map(|prog| prog.attach().context("failed to attach `floor`")).collect()
     }
 }

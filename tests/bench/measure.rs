@@ -43,15 +43,15 @@ pub fn bpf_time(
     let mut ours: Vec<_> = ours.map(|(what, tool)| (what, tool, Samples::default())).collect();
     for _ in 0..BPF_TIME_ROUNDS {
         {
-            let _link = peers.floor.attach()?;
-            floor.push(ns_per_switch(|| Holdings::of(id()))?);
+            let _links = peers.floor.attach(&[pingpong::TRACEPOINT])?;
+            floor.push(pingpong::ns_per_switch(ROUND_TRIPS, || Holdings::of(id()))?);
         }
         for (_, tool, samples) in &mut ours {
             let running = tool.start()?;
-            samples.push(ns_per_switch(|| running.holdings())?);
+            samples.push(pingpong::ns_per_switch(ROUND_TRIPS, || running.holdings())?);
         }
         let running = peers.theirs.start()?;
-        theirs.push(ns_per_switch(|| running.holdings())?);
+        theirs.push(pingpong::ns_per_switch(ROUND_TRIPS, || running.holdings())?);
     }
     let rows = ours.into_iter().enumerate().map(|(i, (what, _, ours))| Row {
         what,
@@ -61,13 +61,6 @@ pub fn bpf_time(
         limit: (i == 0).then_some(limit),
     });
     Ok(rows.collect())
-}
-
-fn ns_per_switch(holdings: impl Fn() -> Result<Holdings>) -> Result<f64> {
-    let before = holdings()?.run_time_ns;
-    let game = pingpong::play(ROUND_TRIPS)?;
-    let run_time_ns = holdings()?.run_time_ns - before;
-    Ok(run_time_ns as f64 / game.switches as f64)
 }
 
 /// Milliseconds from exec until all programs are attached.
@@ -114,7 +107,7 @@ pub fn slowdown(peers: &Peers<'_>, limit: f64) -> Result<Row> {
             Ok::<_, anyhow::Error>(())
         };
         {
-            let _link = peers.floor.attach()?;
+            let _links = peers.floor.attach(&[pingpong::TRACEPOINT])?;
             slower(&mut floor)?;
         }
         {

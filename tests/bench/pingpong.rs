@@ -7,6 +7,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 
+use crate::fdinfo::Holdings;
+
+/// What it fires.
+pub const TRACEPOINT: &str = "sched_switch";
+
 /// Never CPU 1: on some kernels sched_switch does not fire for switches away from its idle task.
 const CPU: usize = 0;
 
@@ -31,6 +36,14 @@ pub fn play(round_trips: u32) -> Result<Game> {
     let (Ok(first), Ok(second)) = (first, second) else { bail!("a ping-pong thread panicked") };
     let ((time, first), (_, second)) = (first?, second?);
     Ok(Game { round_trip: time / round_trips, switches: first + second })
+}
+
+/// Nanoseconds in the BPF programs of somebody for every context switch of so many round trips.
+pub fn ns_per_switch(round_trips: u32, holdings: impl Fn() -> Result<Holdings>) -> Result<f64> {
+    let before = holdings()?.run_time_ns;
+    let game = play(round_trips)?;
+    let run_time_ns = holdings()?.run_time_ns - before;
+    Ok(run_time_ns as f64 / game.switches as f64)
 }
 
 /// One thread: how long it played, and how often it got the CPU meanwhile.

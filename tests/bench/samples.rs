@@ -15,10 +15,9 @@ impl Samples {
         median(self.0.iter().copied())
     }
 
-    /// How far the medians of even and odd rounds differ, as a share: the same thing measured against itself.
-    pub fn noise(&self) -> f64 {
-        let half = |first| median(self.0.iter().copied().skip(first).step_by(2));
-        (half(0) / half(1) - 1.0).abs()
+    /// The medians of even and odd rounds: the same thing measured against itself.
+    pub fn halves(&self) -> [f64; 2] {
+        [0, 1].map(|first| median(self.0.iter().copied().skip(first).step_by(2)))
     }
 }
 

@@ -55,7 +55,10 @@ pub fn print(rows: &[Row]) {
     }
     println!("\nratio: ours / theirs. Noise, even rounds against odd ones of the same tool:");
     for row in rows.iter().filter(|row| row.limit.is_some()) {
-        let percent = |samples: &Samples| 100.0 * samples.noise();
+        let percent = |samples: &Samples| {
+            let [even, odd] = samples.halves();
+            100.0 * (even / odd - 1.0).abs()
+        };
         let (ours, theirs) = (percent(&row.ours), percent(&row.theirs));
         println!("  {:<27}ours {ours:.1} %, theirs {theirs:.1} %", row.what);
     }

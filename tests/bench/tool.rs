@@ -74,14 +74,19 @@ impl Tool {
 }
 
 impl Running {
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// What it holds of BPF.
     pub fn holdings(&self) -> Result<Holdings> {
-        Holdings::of(self.child.id())
+        Holdings::of(self.pid())
     }
 
     /// VmRSS and VmHWM, in KiB: its resident memory now and at its highest.
     pub fn resident_kib(&self) -> Result<(f64, f64)> {
-        let path = format!("/proc/{}/status", self.child.id());
+        let path = format!("/proc/{}/status", self.pid());
         let text = fs::read_to_string(&path).with_context(|| format!("failed to read `{path}`"))?;
         let field = |name| {
             let value = text.lines().find_map(|line| line.strip_prefix(name))?;

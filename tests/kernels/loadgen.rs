@@ -34,6 +34,20 @@ fn spinning_guests_spin() {
     }
 }
 
+/// Of a quota on plain cgroup v2 nothing is left, and an I/O thread uses it up as well.
+#[test]
+fn guests_have_quotas_and_io_threads() {
+    let _alone = alone();
+    let args = ["--vms", "2", "--cpu-max", "30", "--io-thread", "23", "--cpus", "0"];
+    let truth = run(&[&args[..], &["--duration", "3"]].concat());
+    for vcpu in &truth {
+        let of = |name: &str| vcpu[name].as_u64().unwrap();
+        assert!((100_000_000..3_500_000_000).contains(&of("throttled_ns")), "{vcpu}");
+        assert!((20_000_000..1_000_000_000).contains(&of("io_thread_cpu_ns")), "{vcpu}");
+        assert_ne!(of("io_thread_tid"), of("tid"), "{vcpu}");
+    }
+}
+
 #[test]
 fn idle_guests_tick_and_halt() {
     let _alone = alone();
@@ -43,6 +57,8 @@ fn idle_guests_tick_and_halt() {
         let [ticks, missed] = ["ticks", "ticks_missed"].map(|name| vcpu[name].as_u64().unwrap());
         let hlts = vcpu["exits"]["hlt"].as_u64().unwrap();
         assert!((60..=76).contains(&(ticks + missed)), "23 Hz for 3 s: {vcpu}");
+        let late = vcpu["late_ticks"].as_array().unwrap().iter();
+        assert_eq!(late.map(|row| row[2].as_u64().unwrap()).sum::<u64>(), ticks, "{vcpu}");
         // A tick that finds the guest awake needs no HLT.
         assert!(ticks >= 23 && hlts >= 23 && hlts <= ticks + 1, "{vcpu}");
         assert_eq!(vcpu.get("failure"), None, "{vcpu}");

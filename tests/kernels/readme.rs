@@ -2,8 +2,6 @@
 
 use std::path::Path;
 use std::process::Command;
-use std::thread;
-use std::time::Duration;
 
 use crate::util::tool::{Tool, csv_rows};
 use crate::util::{alone, loadgen};
@@ -11,21 +9,18 @@ use crate::util::{alone, loadgen};
 const README: &str = include_str!("../../README.md");
 const RUNQLAT: &str = env!("CARGO_BIN_EXE_runqlat");
 const KVMEXITS: &str = env!("CARGO_BIN_EXE_kvmexits");
+const VCPULAG: &str = env!("CARGO_BIN_EXE_vcpulag");
 
-/// What a tool prints about guests of this workload.
-fn output(tool: &str, args: &[&str], workload: &str) -> String {
-    let guests = ["run", "--vms", "1", "--workload", workload, "--duration", "20"];
-    let guests = Tool::start(&loadgen(), &guests);
+/// What a tool prints in a second.
+fn output(tool: &str, args: &[&str]) -> String {
     let output = Command::new(tool).args(args).args(["-d", "1"]).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    drop(guests.end(libc::SIGTERM));
     String::from_utf8(output.stdout).unwrap()
 }
 
 /// True if a column of its CSV has a value in any row.
-fn fills(tool: &str, args: &[&str], workload: &str, column: &str, value: &str) -> bool {
-    let args = [args, &["--csv"]].concat();
-    let rows = csv_rows(&output(tool, &args, workload));
+fn fills(tool: &str, args: &[&str], column: &str, value: &str) -> bool {
+    let rows = csv_rows(&output(tool, &[args, &["--csv"]].concat()));
     rows.iter().any(|row| !row[column].is_empty() && (value.is_empty() || row[column] == value))
 }
 
@@ -34,33 +29,29 @@ fn guests_run(workload: &str) -> bool {
     Command::new(loadgen()).args(guests).output().unwrap().status.success()
 }
 
-const STORM: &str = "exits=pio:1000000@200,mmio:1000000@100";
+/// The guests that tools are asked about.
+const WORKLOADS: [&str; 2] = ["idle=100", "exits=pio:1000000@200,mmio:1000000@100"];
 
 /// The table's first cells, and how to find out.
 type Probe = (&'static str, fn() -> bool);
 
-const PROBES: [Probe; 9] = [
-    ("`runqlat`: waits, of which VM", || {
-        fills(RUNQLAT, &["--by", "vm"], "idle=100", "vm", "loadgen-0001")
-    }),
-    ("`runqlat`: woken or preempted, moved waits whole", || {
-        fills(RUNQLAT, &[], "idle=100", "preempted", "")
-    }),
-    ("`kvmexits`: exits from guest mode", || fills(KVMEXITS, &[], STORM, "kind", "hardware")),
+const PROBES: [Probe; 10] = [
+    ("`runqlat`: waits, of which VM", || fills(RUNQLAT, &["--by", "vm"], "vm", "loadgen-0001")),
+    ("`runqlat`: woken or preempted, moved waits whole", || fills(RUNQLAT, &[], "preempted", "")),
+    ("`kvmexits`: exits from guest mode", || fills(KVMEXITS, &[], "kind", "hardware")),
     ("`kvmexits`: exits to userspace, by VM and vCPU", || {
-        fills(KVMEXITS, &["--by", "vcpu,reason"], STORM, "reason", "KVM_EXIT_IO")
-            && fills(KVMEXITS, &["--by", "vcpu"], STORM, "vcpu", "0")
+        fills(KVMEXITS, &["--by", "vcpu,reason"], "reason", "KVM_EXIT_IO")
+            && fills(KVMEXITS, &["--by", "vcpu"], "vcpu", "0")
     }),
     ("`kvmexits --detail`", || {
-        fills(KVMEXITS, &["--detail"], STORM, "detail", "out port 0xf5")
-            && fills(KVMEXITS, &["--detail"], STORM, "detail", "in port 0xf5")
-            && fills(KVMEXITS, &["--detail"], STORM, "detail", "write 0xd0000000")
+        fills(KVMEXITS, &["--detail"], "detail", "out port 0xf5")
+            && fills(KVMEXITS, &["--detail"], "detail", "in port 0xf5")
+            && fills(KVMEXITS, &["--detail"], "detail", "write 0xd0000000")
     }),
-    ("`kvmexits --slower`", || {
-        output(KVMEXITS, &["--slower", "0.1"], STORM).contains("loadgen-0001/0")
-    }),
-    ("`kvmexits --stacks`", || {
-        output(KVMEXITS, &["--stacks"], STORM).contains("ioctl;KVM_EXIT_IO ")
+    ("`kvmexits --slower`", || output(KVMEXITS, &["--slower", "0.1"]).contains("loadgen-0001/0")),
+    ("`kvmexits --stacks`", || output(KVMEXITS, &["--stacks"]).contains("ioctl;KVM_EXIT_IO ")),
+    ("`vcpulag`: where vCPUs' time goes, and who ran instead", || {
+        fills(VCPULAG, &[], "vcpu", "0") && fills(VCPULAG, &[], "culprit", "")
     }),
     ("`loadgen`: spin, idle, duty", || ["spin", "idle", "duty=30"].into_iter().all(guests_run)),
     ("`loadgen`: all kinds of exits", || {
@@ -85,6 +76,10 @@ fn the_readme_says_what_this_kernel_can_do() {
             format!("{major}.{minor}")
         }
     };
+    let guests = WORKLOADS.map(|workload| {
+        let args = ["run", "--vms", "1", "--workload", workload, "--duration", "300"];
+        Tool::start(&loadgen(), &args)
+    });
     let table = table();
     let column = table[0].iter().position(|cell| *cell == column);
     let column = column.expect("the README has a column for every kernel that is tested");
@@ -98,7 +93,6 @@ fn the_readme_says_what_this_kernel_can_do() {
             other => panic!("{name}: {other} is neither yes nor no"),
         };
         assert_eq!(works(), says, "{name}");
-        // The next tool must not see the last guests' end.
-        thread::sleep(Duration::from_millis(100));
     }
+    guests.into_iter().for_each(|guests| drop(guests.end(libc::SIGTERM)));
 }

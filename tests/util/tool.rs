@@ -12,9 +12,19 @@ pub type CsvRow = HashMap<String, String>;
 
 /// A running tool whose output comes through a pipe, which is always read: a full one would stop the tool.
 pub struct Tool {
-    child: Child,
+    child: Running,
     lines: Receiver<String>,
     first: String,
+}
+
+/// A process that does not outlive a test that fails.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
 }
 
 /// What a tool left.
@@ -27,6 +37,18 @@ pub struct Ended {
 impl Tool {
     /// Starts a tool and waits for its first line: from then on it counts.
     pub fn start(program: &str, args: &[&str]) -> Self {
+        let mut tool = Self::start_at_once(program, args);
+        let Ok(first) = tool.lines.recv() else {
+            let mut stderr = String::new();
+            tool.child.0.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
+            panic!("{program} {args:?} ended at once: {stderr}");
+        };
+        tool.first = first + "\n";
+        tool
+    }
+
+    /// Starts a tool that prints nothing before it has something to tell.
+    pub fn start_at_once(program: &str, args: &[&str]) -> Self {
         let mut child = Command::new(program)
             .args(args)
             .stdout(Stdio::piped())
@@ -38,17 +60,12 @@ impl Tool {
         thread::spawn(move || {
             stdout.lines().map_while(Result::ok).try_for_each(|l| sender.send(l))
         });
-        let Ok(first) = lines.recv() else {
-            let mut stderr = String::new();
-            child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
-            panic!("{program} {args:?} ended at once: {stderr}");
-        };
-        Self { child, lines, first }
+        Self { child: Running(child), lines, first: String::new() }
     }
 
     /// Its process.
     pub fn pid(&self) -> u32 {
-        self.child.id()
+        self.child.0.id()
     }
 
     /// The first line, without its end.
@@ -64,21 +81,21 @@ impl Tool {
     /// Sends a signal and collects what is left.
     pub fn end(self, signal: i32) -> Ended {
         // SAFETY: a plain system call; the child has not been waited for, so the PID is its own.
-        assert_eq!(unsafe { libc::kill(self.child.id() as i32, signal) }, 0);
+        assert_eq!(unsafe { libc::kill(self.child.0.id() as i32, signal) }, 0);
         self.wait()
     }
 
     /// Collects what is left when the tool ends by itself, in good time.
     pub fn wait(mut self) -> Ended {
-        let mut stdout = self.first + "\n";
+        let mut stdout = self.first;
         for line in self.lines {
             stdout.extend([line.as_str(), "\n"]);
         }
         let mut stderr = String::new();
-        self.child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
+        self.child.0.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
         let deadline = Instant::now() + Duration::from_secs(60);
         let status = loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
+            if let Some(status) = self.child.0.try_wait().unwrap() {
                 break status;
             }
             assert!(Instant::now() < deadline, "the tool does not end");

@@ -24,7 +24,7 @@ use common::vms::Names;
 use common::{host, kvm};
 use jiff::Timestamp;
 
-use report::{Context, Report};
+use report::{BANNER, Context, Report};
 use rows::{By, Row, Rows, VmId};
 use stacks::Stacks;
 use trace::{Tracer, Wanted};
@@ -63,7 +63,7 @@ struct Args {
     histogram: bool,
 
     /// Pictures in milliseconds instead of microseconds
-    #[arg(short = 'm', long)]
+    #[arg(short = 'm', long, requires = "histogram")]
     milliseconds: bool,
 
     /// Print each exit that takes longer, as it ends, and no table
@@ -73,8 +73,9 @@ struct Args {
 
     /// The VMM's stacks at exits to userspace, folded: the most expensive ones
     #[arg(long, value_name = "TOP", num_args = 0..=1, require_equals = true, default_missing_value = "10",
-          conflicts_with_all = ["detail", "csv", "json", "hdr"])]
-    stacks: Option<usize>,
+          value_parser = clap::value_parser!(u32).range(1..),
+          conflicts_with_all = ["by", "detail", "histogram", "csv", "json", "hdr"])]
+    stacks: Option<u32>,
 }
 
 #[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
@@ -162,23 +163,32 @@ fn run(args: Args) -> Result<ExitCode> {
     let mut ticker = Ticker::new(args.output.interval, args.output.count, args.output.duration);
     let mut out = BufWriter::new(stdout().lock());
     let mut names = Names::default();
-    let name = |names: &mut Names, vm: VmId, comm: &str| {
-        names.name(vm.pid, vm.start_boottime_ns, comm).to_owned()
+    // Who was asked for by name keeps it, gone or not.
+    let name = |names: &mut Names, vm: VmId, comm: &str| match &wanted.filter.vm {
+        Some(named) if named.pid == vm.pid => named.name.clone(),
+        _ => names.name(vm.pid, vm.start_boottime_ns, comm).to_owned(),
     };
 
     if args.slower.is_some() {
         let format = Format::from(&args.output);
         slow::begin(&mut out, format)?;
         out.flush()?;
-        ticker.wait_working(&stop, SLOW_PERIOD, || {
+        let mut ticker = Ticker::new(Some(SLOW_PERIOD), None, args.output.duration);
+        loop {
+            let more = ticker.wait(&stop);
+            let ended = wanted.filter.ended();
             for slow in tracer.slow_exits()? {
                 if args.wants(Some(slow.source.reason)) {
                     let vm = name(&mut names, slow.source.vm, &slow.comm);
                     slow::write(&mut out, format, &slow, &vm)?;
                 }
             }
-            Ok(out.flush()?)
-        })?;
+            out.flush()?;
+            ended.iter().for_each(|sentence| session::complain("kvmexits", sentence));
+            if !more || ended.is_some() {
+                break;
+            }
+        }
         let losses = tracer.new_losses()?;
         losses.warnings().iter().for_each(|line| session::complain("kvmexits", line));
         return Ok(args.exit_code(losses.lost() + losses.untold));
@@ -191,13 +201,17 @@ fn run(args: Args) -> Result<ExitCode> {
         pictures: args.histogram.then_some(unit),
         timestamp: args.output.timestamp,
     };
-    let mut stacks = args.stacks.map(Stacks::new);
+    let mut stacks = args.stacks.map(|top| Stacks::new(top as usize));
     let mut hdr_serializer = HdrSerializer::new();
     let mut hdr = match &mut hdr_file {
         Some(file) => Some(HdrLog::begin(file, &mut hdr_serializer, Timestamp::now(), "kvmexits")?),
         None => None,
     };
-    report.begin(&mut out)?;
+    // Folded stacks are for programs that know no other lines.
+    match stacks {
+        Some(_) => session::complain("kvmexits", BANNER),
+        None => report.begin(&mut out)?,
+    }
     out.flush()?;
 
     let module = kvm::vendor();
@@ -239,7 +253,7 @@ fn run(args: Args) -> Result<ExitCode> {
         out.flush()?;
         names.end_interval();
         lost += reading.losses.lost();
-        if report.format != Format::Text {
+        if report.format != Format::Text || stacks.is_some() {
             reading.losses.warnings().iter().for_each(|line| session::complain("kvmexits", line));
         }
         ended.iter().for_each(|sentence| session::complain("kvmexits", sentence));

@@ -1,5 +1,6 @@
 //! From kvmexits' rows to text, CSV and JSON. Pure: nothing here asks the kernel or the host.
 
+use std::collections::HashMap;
 use std::io::Write;
 
 use anyhow::Result;
@@ -168,6 +169,9 @@ impl Row {
     }
 }
 
+/// What a run begins with.
+pub const BANNER: &str = "Tracing VM exits... Hit Ctrl-C to end.";
+
 /// The width of the first column.
 const NAME: usize = 18;
 
@@ -200,7 +204,7 @@ impl Report {
     pub fn begin(&self, out: &mut dyn Write) -> Result<()> {
         let columns: &[&str] = match self.format {
             Format::Text => {
-                writeln!(out, "Tracing VM exits... Hit Ctrl-C to end.")?;
+                writeln!(out, "{BANNER}")?;
                 return Ok(());
             }
             Format::Json => return Ok(()),
@@ -258,7 +262,8 @@ impl Report {
             writeln!(out, "\nno exits")?;
         }
         for line in notes(rows, context) {
-            writeln!(out, "{line}")?;
+            let words: Vec<_> = line.split(' ').map(str::to_owned).collect();
+            output::write_words(out, &words)?;
         }
         if let Some(unit) = self.pictures {
             for row in ended {
@@ -275,12 +280,13 @@ impl Report {
             return vec![(None, rows.to_vec())];
         }
         let mut groups: Vec<(Option<String>, Vec<&Row>)> = Vec::new();
+        let mut places = HashMap::new();
         for row in rows {
-            let owner = row.owner();
-            match groups.iter_mut().find(|(other, _)| *other == owner) {
-                Some((_, group)) => group.push(row),
-                None => groups.push((owner, vec![row])),
+            let place = *places.entry((row.key.vm, row.key.vcpu)).or_insert(groups.len());
+            if place == groups.len() {
+                groups.push((row.owner(), Vec::new()));
             }
+            groups[place].1.push(row);
         }
         // What the VMM took is part of the exits from guest mode, if those are known.
         let cost_ns = |rows: &[&Row]| {
@@ -312,13 +318,15 @@ impl Report {
             "{blank}{heading:<NAME$}{:>8}{:>6}{:>6}{:>6}{:>6}{:>6}{:>6} krn usr slp rnq",
             "COUNT", "/S", "TIME%", "MEAN", "P50", "P99", "MAX"
         )?;
+        let mut twins: HashMap<Option<String>, usize> = HashMap::new();
+        rows.iter().for_each(|row| *twins.entry(row.short_owner()).or_default() += 1);
         for row in rows {
-            let twins = rows.iter().filter(|other| other.short_owner() == row.short_owner());
-            let owner = match twins.count() {
-                1 => row.short_owner(),
+            let owner = || match row.short_owner() {
+                unique if twins.get(&unique) == Some(&1) => unique,
                 _ => row.owner(),
             };
-            let name = printable(&row.what().or(owner).unwrap_or_else(|| "all".to_owned()));
+            let name = row.what().or_else(owner).unwrap_or_else(|| "all".to_owned());
+            let name = printable(&name);
             match name.chars().count() < NAME {
                 true => write!(out, "{name:<NAME$}")?,
                 false => write!(out, "{name}\n{:<NAME$}", "")?,
@@ -366,17 +374,283 @@ fn notes(rows: &[Row], context: &Context<'_>) -> Vec<String> {
     }
     let is_busy =
         |row: &&Row| row.open > 0 && !row.key.reason.is_some_and(|reason| reason.is_halt());
-    let open: u64 = rows.iter().filter(is_busy).map(|row| row.open).sum();
+    // What the VMM has not answered is part of an exit from guest mode that goes on, too.
+    let open_of = |userspace| {
+        let rows = rows.iter().filter(is_busy).filter(|row| row.key.userspace == userspace);
+        rows.map(|row| row.open).sum::<u64>()
+    };
+    let open = open_of(false).max(open_of(true));
     let longest = rows.iter().filter(is_busy).max_by_key(|row| row.longest_open_ns);
     if let Some((row, ns)) = longest.and_then(|row| Some((row, row.longest_open_ns?))) {
         notes.push(format!("not over yet {open}, longest {}: {}", short_duration(ns), row.title()));
     }
     notes.extend(context.untraced.map(|module| {
         format!(
-            "no exits from guest mode: vCPUs ran, but {module} does not fire kvm_exit;\n  \
+            "no exits from guest mode: vCPUs ran, but {module} does not fire kvm_exit; \
              exits to userspace are complete"
         )
     }));
     notes.extend(context.losses.warnings());
     notes
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use common::exits::Reason;
+    use common::hist::Hist;
+
+    use super::*;
+    use crate::detail::Detail;
+    use crate::rows::{Parts, VmId};
+
+    const BY_REASON: By = By { vm: false, vcpu: false, reason: true, detail: false };
+    const BY_VM: By = By { vm: true, ..BY_REASON };
+    const BY_VM_ONLY: By = By { reason: false, ..BY_VM };
+    const BY_VCPU: By = By { vcpu: true, ..BY_VM };
+    const BY_DETAIL: By = By { detail: true, ..BY_REASON };
+
+    const IO: u32 = 2;
+    const HLT: u32 = 0x78;
+
+    fn key(by: By, reason: Reason) -> Key {
+        Key {
+            vm: by.vm.then_some(VmId { pid: 4_200, start_boottime_ns: 1 }),
+            vcpu: by.vcpu.then_some(Some(3)),
+            userspace: reason.kind() == "userspace",
+            reason: by.reason.then_some(reason),
+            detail: by.detail.then_some(Detail::Port { port: 0xf5, out: true }),
+        }
+    }
+
+    fn vm(pid: i32, start_boottime_ns: u64) -> Option<VmId> {
+        Some(VmId { pid, start_boottime_ns })
+    }
+
+    /// A thousand exits, most of them fast; the VMM has half of the time, and the run queue a quarter.
+    fn row(key: Key) -> Row {
+        let hist = Hist::of((0..1_000).map(|i| if i < 900 { 4_000 } else { 8_000_000 + i }));
+        let ns = hist.sum_ns();
+        let parts = Parts { userspace_ns: ns / 2, asleep_ns: ns / 8, runqueue_ns: ns / 4 };
+        Row { vm: "web-1".to_owned(), hist, parts, ..Row::new(key) }
+    }
+
+    fn context(rows: &[Row]) -> Context<'static> {
+        let interval = Interval {
+            end: "2026-11-23T04:42:10Z".parse().unwrap(),
+            length: Duration::from_secs(10),
+        };
+        let cost_ns = |userspace| {
+            rows.iter().filter(|row| row.key.userspace == userspace).map(Row::cost_ns).sum()
+        };
+        let costs_ns = [cost_ns(false), cost_ns(true)];
+        Context { interval, losses: Losses::default(), costs_ns, untraced: None }
+    }
+
+    fn written(format: Format, by: By, rows: &[Row], context: &Context<'_>) -> String {
+        let report = Report { format, by, pictures: None, timestamp: false };
+        let mut out = Vec::new();
+        report.begin(&mut out).unwrap();
+        report.interval(&mut out, rows, context).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
+    fn text(by: By, rows: &[Row]) -> String {
+        let text = written(Format::Text, by, rows, &context(rows));
+        assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+        text
+    }
+
+    fn io() -> Reason {
+        Reason::userspace(IO, 0)
+    }
+
+    fn hlt() -> Reason {
+        Reason::hardware(2, HLT)
+    }
+
+    #[test]
+    fn exits_to_userspace_are_part_of_those_from_the_guest() {
+        let rows = [
+            row(key(BY_REASON, Reason::hardware(2, 0x7b))),
+            row(key(BY_REASON, Reason::hardware(2, 0x72))),
+            row(key(BY_REASON, io())),
+        ];
+        insta::assert_snapshot!(text(BY_REASON, &rows), @r"
+        Tracing VM exits... Hit Ctrl-C to end.
+
+        EXIT FROM GUEST      COUNT    /S TIME%  MEAN   P50   P99   MAX krn usr slp rnq
+        io                    1000   100  50.0 804us 4.0us 8.0ms 8.0ms  13  50  12  25
+        cpuid                 1000   100  50.0 804us 4.0us 8.0ms 8.0ms  13  50  12  25
+
+        OF IT, USERSPACE     COUNT    /S TIME%  MEAN   P50   P99   MAX krn usr slp rnq
+        KVM_EXIT_IO           1000   100 100.0 804us 4.0us 8.0ms 8.0ms  13  50  12  25
+        ");
+    }
+
+    #[test]
+    fn each_vm_has_a_table_and_the_most_expensive_is_first() {
+        let mut rows = vec![row(key(BY_VM, io())), row(key(BY_VM, Reason::userspace(6, 0)))];
+        let other = Key { vm: vm(4_300, 1), ..key(BY_VM, io()) };
+        rows.push(Row { hist: Hist::of([900_000_000]), vm: "db".to_owned(), ..Row::new(other) });
+        insta::assert_snapshot!(text(BY_VM, &rows), @r"
+        Tracing VM exits... Hit Ctrl-C to end.
+
+        web-1 (pid 4200)
+        EXIT TO USERSPACE    COUNT    /S TIME%  MEAN   P50   P99   MAX krn usr slp rnq
+        KVM_EXIT_IO           1000   100  32.1 804us 4.0us 8.0ms 8.0ms  13  50  12  25
+        KVM_EXIT_MMIO         1000   100  32.1 804us 4.0us 8.0ms 8.0ms  13  50  12  25
+
+        db (pid 4300)
+        EXIT TO USERSPACE    COUNT    /S TIME%  MEAN   P50   P99   MAX krn usr slp rnq
+        KVM_EXIT_IO              1   0.1  35.9 900ms 900ms 900ms 900ms 100   0   0   0
+        ");
+    }
+
+    #[test]
+    fn long_names_have_a_line_of_their_own() {
+        let long = Key {
+            detail: Some(Detail::Mmio { gpa: 0xf_ffff_ffff_f000, write: true }),
+            ..key(BY_DETAIL, Reason::userspace(6, 0))
+        };
+        let rows = [row(key(BY_DETAIL, io())), row(long)];
+        insta::assert_snapshot!(text(BY_DETAIL, &rows), @r"
+        Tracing VM exits... Hit Ctrl-C to end.
+
+        EXIT TO USERSPACE    COUNT    /S TIME%  MEAN   P50   P99   MAX krn usr slp rnq
+        KVM_EXIT_IO out port 0xf5
+                              1000   100  50.0 804us 4.0us 8.0ms 8.0ms  13  50  12  25
+        KVM_EXIT_MMIO write 0xffffffffff000
+                              1000   100  50.0 804us 4.0us 8.0ms 8.0ms  13  50  12  25
+        ");
+    }
+
+    #[test]
+    fn vms_of_one_name_are_told_apart() {
+        let twin = |pid, start| Key { vm: vm(pid, start), ..key(BY_VM_ONLY, io()) };
+        let mut rows = vec![row(twin(4_200, 1)), row(twin(4_300, 1))];
+        rows.push(Row { vm: "db".to_owned(), ..row(twin(4_400, 1)) });
+        insta::assert_snapshot!(text(BY_VM_ONLY, &rows), @r"
+        Tracing VM exits... Hit Ctrl-C to end.
+
+        EXIT TO USERSPACE    COUNT    /S TIME%  MEAN   P50   P99   MAX krn usr slp rnq
+        web-1 (pid 4200)      1000   100  33.3 804us 4.0us 8.0ms 8.0ms  13  50  12  25
+        web-1 (pid 4300)      1000   100  33.3 804us 4.0us 8.0ms 8.0ms  13  50  12  25
+        db                    1000   100  33.3 804us 4.0us 8.0ms 8.0ms  13  50  12  25
+        ");
+    }
+
+    #[test]
+    fn a_halts_sleep_is_in_neither_order_nor_share() {
+        let mut halts =
+            Row { hist: Hist::of([4_000_000_000; 2]), ..Row::new(key(BY_REASON, hlt())) };
+        halts.parts.asleep_ns = 7_900_000_000;
+        halts.idle_ns = 7_900_000_000;
+        let rows = [row(key(BY_REASON, Reason::hardware(2, 0x72))), halts];
+        insta::assert_snapshot!(text(BY_REASON, &rows), @r"
+        Tracing VM exits... Hit Ctrl-C to end.
+
+        EXIT FROM GUEST      COUNT    /S TIME%  MEAN   P50   P99   MAX krn usr slp rnq
+        cpuid                 1000   100  88.9 804us 4.0us 8.0ms 8.0ms  13  50  12  25
+        hlt                      2   0.2  11.1  4.0s  4.0s  4.0s  4.0s   1   0  99   0
+        halted 7.9s: a halt's sleep is no cost, in neither order nor TIME%
+        ");
+    }
+
+    #[test]
+    fn what_goes_on_and_what_is_missing_is_said() {
+        let goes_on = Row {
+            open: 3,
+            longest_open_ns: Some(12_000_000_000),
+            vm: "a-name-that-is-long".to_owned(),
+            ..Row::new(key(BY_VCPU, io()))
+        };
+        let asleep =
+            Row { open: 1, longest_open_ns: Some(99_000_000_000), ..Row::new(key(BY_VCPU, hlt())) };
+        let rows = [goes_on, asleep];
+        let losses = Losses { no_room: 1, unended: 2, missed: 3, untold: 4 };
+        let context = Context { losses, untraced: Some("kvm_pvm"), ..context(&rows) };
+        let text = written(Format::Text, BY_VCPU, &rows, &context);
+        assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+        insta::assert_snapshot!(text, @r"
+        Tracing VM exits... Hit Ctrl-C to end.
+
+        no exits
+        not over yet 3, longest 12s: a-name-that-is-long/3 (pid 4200) KVM_EXIT_IO
+        no exits from guest mode: vCPUs ran, but kvm_pvm does not fire kvm_exit; exits
+          to userspace are complete
+        lost 1 exit: no room for them
+        lost 2 exits: their end was not seen
+        lost 3 events: the kernel skipped them
+        not shown 4 exits: too many at once
+        ");
+        assert_eq!(losses.lost(), 6, "what is not told is counted");
+    }
+
+    #[test]
+    fn a_name_cannot_forge_output() {
+        let rows = [Row { vm: "a\nb\x1b[31m".to_owned(), ..row(key(BY_VM, io())) }];
+        assert!(text(BY_VM, &rows).contains("\na?b?[31m (pid 4200)\n"));
+        let rows = [Row { vm: "a\nb\x1b[31m".to_owned(), ..row(key(BY_VM_ONLY, io())) }];
+        assert!(text(BY_VM_ONLY, &rows).contains("\na?b?[31m "));
+        assert_eq!(rows[0].title(), "a?b?[31m (pid 4200) userspace");
+    }
+
+    #[test]
+    fn csv_has_the_columns_of_the_design() {
+        let rows = [Row { vm: "web,1".to_owned(), ..row(key(BY_VCPU, io())) }];
+        let losses = Losses { no_room: 1, ..Losses::default() };
+        let context = Context { losses, ..context(&rows) };
+        insta::assert_snapshot!(written(Format::Csv(CsvKind::Summary), BY_VCPU, &rows, &context), @r#"
+        time,interval_s,pid,vm,vcpu,kind,reason,code,count,total_ns,max_ns,p50_ns,p99_ns,kernel_ns,userspace_ns,asleep_ns,runqueue_ns,lost
+        2026-11-23T04:42:10.000000Z,10.0,4200,"web,1",3,userspace,KVM_EXIT_IO,2,1000,803694950,8000999,4000,8000999,100461870,401847475,100461868,200923737,1
+        "#);
+    }
+
+    #[test]
+    fn csv_has_no_rows_of_exits_that_only_go_on() {
+        let rows = [Row { open: 1, longest_open_ns: Some(7), ..Row::new(key(BY_REASON, io())) }];
+        for kind in [CsvKind::Summary, CsvKind::Buckets] {
+            let csv = written(Format::Csv(kind), BY_REASON, &rows, &context(&rows));
+            assert_eq!(csv.lines().count(), 1, "{csv}");
+        }
+        let json: Value =
+            serde_json::from_str(&written(Format::Json, BY_REASON, &rows, &context(&rows)))
+                .unwrap();
+        assert_eq!((&json["count"], &json["open"]), (&0.into(), &1.into()));
+        assert_eq!((&json["max_ns"], &json["longest_open_ns"]), (&Value::Null, &7.into()));
+    }
+
+    #[test]
+    fn bucket_rows_add_up_to_the_count() {
+        let rows = [row(key(BY_DETAIL, io()))];
+        let text = written(Format::Csv(CsvKind::Buckets), BY_DETAIL, &rows, &context(&rows));
+        let mut reader = csv::Reader::from_reader(text.as_bytes());
+        let columns = "time,interval_s,kind,reason,code,detail,lo_ns,hi_ns,count";
+        assert_eq!(reader.headers().unwrap(), columns.split(',').collect::<Vec<_>>());
+        let counts = reader.records().map(|record| record.unwrap()[8].parse::<u64>().unwrap());
+        assert_eq!(counts.sum::<u64>(), 1_000);
+    }
+
+    #[test]
+    fn json_has_the_names_of_csv_and_the_buckets() {
+        let rows = [row(key(BY_VCPU, io()))];
+        let text = written(Format::Json, BY_VCPU, &rows, &context(&rows));
+        let object: serde_json::Map<String, Value> = serde_json::from_str(&text).unwrap();
+        let more = ["min_ns", "idle_ns", "open", "longest_open_ns", "buckets"];
+        let keys = Interval::COLUMNS.into_iter().chain(BY_VCPU.key_columns());
+        assert!(keys.chain(FIGURES).chain(more).eq(object.keys().map(String::as_str)), "{text}");
+        let buckets = object["buckets"].as_array().unwrap();
+        assert_eq!(buckets.iter().map(|b| b[2].as_u64().unwrap()).sum::<u64>(), 1_000);
+    }
+
+    #[test]
+    fn keys_have_as_many_fields_as_columns() {
+        for by in [BY_REASON, BY_VM, BY_VM_ONLY, BY_VCPU, BY_DETAIL] {
+            let names: Vec<_> =
+                row(key(by, io())).keys(by).into_iter().map(|(name, _)| name).collect();
+            assert_eq!(names, by.key_columns());
+        }
+    }
 }

@@ -302,3 +302,138 @@ impl Rows {
         rows
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use common::hist::FIRST_EPOCH;
+
+    use super::*;
+
+    const BY_VM: By = By { vm: true, vcpu: false, reason: true, detail: false };
+    const BY_REASON: By = By { vm: false, ..BY_VM };
+    const VM: VmId = VmId { pid: 4_200, start_boottime_ns: 1 };
+
+    fn io() -> Reason {
+        Reason::userspace(2, 0)
+    }
+
+    fn hlt() -> Reason {
+        Reason::hardware(2, 0x78)
+    }
+
+    fn source(vm: VmId, writer: u32, reason: Reason) -> Source {
+        Source { vm, vcpu: Some(0), writer, reason, detail: None }
+    }
+
+    /// So many exits of 1,024 ns, of which the VMM had 1,000.
+    fn element(id: u8, source: Source, exits: u32) -> Element {
+        let sum_ns = u64::from(exits) * 1_024;
+        let mut octave = Octave { sum_ns, ..Octave::default() };
+        octave.slots[0] = exits.into();
+        let parts = Parts { userspace_ns: u64::from(exits) * 1_000, ..Parts::default() };
+        Element {
+            id: [id; 48],
+            source,
+            octave: 10,
+            counts: Counts { octave, parts },
+            comm: "qemu".to_owned(),
+        }
+    }
+
+    fn named(vm: VmId, comm: &str) -> String {
+        format!("{comm}-{}-{}", vm.pid, vm.start_boottime_ns)
+    }
+
+    fn summary(rows: &[Row]) -> Vec<(String, u64, u64)> {
+        rows.iter().map(|row| (row.vm.clone(), row.hist.count(), row.parts.userspace_ns)).collect()
+    }
+
+    #[test]
+    fn only_what_is_new_is_counted() {
+        let (mut rows, mut earlier) = (Rows::new(BY_VM), Earlier::default());
+        let element = |exits| element(1, source(VM, 7, io()), exits);
+        rows.add(&[element(5)], &mut earlier, FIRST_EPOCH);
+        rows.add(&[element(8)], &mut earlier, FIRST_EPOCH);
+        assert_eq!(summary(&rows.take(named)), [("qemu-4200-1".to_owned(), 8, 8_000)]);
+        rows.add(&[element(8)], &mut earlier, FIRST_EPOCH + 1);
+        assert_eq!(rows.take(named), []);
+        rows.add(&[element(9)], &mut earlier, FIRST_EPOCH + 2);
+        assert_eq!(summary(&rows.take(named)), [("qemu-4200-1".to_owned(), 1, 1_000)]);
+    }
+
+    #[test]
+    fn a_pid_that_comes_back_is_another_vm() {
+        let (mut rows, mut earlier) = (Rows::new(BY_VM), Earlier::default());
+        let later = VmId { start_boottime_ns: 2, ..VM };
+        let elements = [element(1, source(VM, 7, io()), 5), element(2, source(later, 7, io()), 3)];
+        rows.add(&elements, &mut earlier, FIRST_EPOCH);
+        let expected = [("qemu-4200-1".to_owned(), 5, 5_000), ("qemu-4200-2".to_owned(), 3, 3_000)];
+        assert_eq!(summary(&rows.take(named)), expected);
+        // Where nobody asks for VMs, all are one.
+        let mut rows = Rows::new(BY_REASON);
+        rows.add(&elements, &mut Earlier::default(), FIRST_EPOCH);
+        assert_eq!(summary(&rows.take(named)), [(String::new(), 8, 8_000)]);
+    }
+
+    #[test]
+    fn elements_are_forgotten_when_their_writer_is_dead_and_all_is_counted() {
+        let (mut rows, mut earlier) = (Rows::new(BY_VM), Earlier::default());
+        let (dead, alive) =
+            (element(1, source(VM, 7, io()), 5), element(2, source(VM, 8, io()), 5));
+        let living = HashSet::from([(VM, 8)]);
+        rows.add(&[dead.clone(), alive.clone()], &mut earlier, FIRST_EPOCH);
+        assert!(earlier.forget(&living).is_empty(), "it may have written after it was read");
+        rows.add(&[dead.clone(), alive], &mut earlier, FIRST_EPOCH);
+        assert_eq!(earlier.forget(&living), [dead.id]);
+        assert!(earlier.forget(&living).is_empty());
+        assert_eq!(rows.take(named)[0].hist.count(), 10);
+        // The thread of another process that has this PID now is another writer.
+        let later = HashSet::from([(VmId { start_boottime_ns: 2, ..VM }, 8)]);
+        assert_eq!(earlier.forget(&later), [[2; 48]]);
+    }
+
+    #[test]
+    fn exits_that_go_on_are_noted_and_closed_at_the_end() {
+        let open = |total_ns| Open {
+            source: source(VM, 7, io()),
+            total_ns,
+            parts: Parts { userspace_ns: total_ns, ..Parts::default() },
+            comm: "qemu".to_owned(),
+        };
+        let mut rows = Rows::new(BY_VM);
+        rows.note(&[open(5), open(7)]);
+        let row = &rows.take(named)[0];
+        assert_eq!((row.hist.count(), row.open, row.longest_open_ns), (0, 2, Some(7)));
+        rows.close(&[open(5), open(7)]);
+        let row = &rows.take(named)[0];
+        assert_eq!((row.hist.count(), row.open, row.hist.sum_ns()), (2, 0, 12));
+        assert_eq!((row.parts.userspace_ns, row.kernel_ns(), row.cost_ns()), (12, 0, 12));
+    }
+
+    #[test]
+    fn rows_are_in_the_order_of_cost_and_a_halts_sleep_is_none() {
+        let open = |reason, total_ns, asleep_ns| Open {
+            source: source(VM, 7, reason),
+            total_ns,
+            parts: Parts { asleep_ns, ..Parts::default() },
+            comm: String::new(),
+        };
+        let (msr, cpuid) = (Reason::hardware(2, 0x7c), Reason::hardware(2, 0x72));
+        let mut rows = Rows::new(BY_REASON);
+        rows.close(&[
+            open(io(), 90_000, 0),
+            open(hlt(), 50_000, 49_000),
+            open(cpuid, 2_000, 1_500),
+            open(msr, 3_000, 0),
+        ]);
+        let rows = rows.take(named);
+        let costs: Vec<_> = rows.iter().map(|row| (row.key.reason, row.cost_ns())).collect();
+        let expected = [(msr, 3_000), (cpuid, 2_000), (hlt(), 1_000), (io(), 90_000)];
+        assert_eq!(
+            costs,
+            expected.map(|(reason, ns)| (Some(reason), ns)),
+            "userspace has its own table"
+        );
+        assert_eq!(rows[2].idle_ns, 49_000);
+    }
+}

@@ -83,3 +83,53 @@ fn stack_of(row: &Row) -> Option<(VmId, u32)> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use common::exits::Reason;
+    use common::hist::Hist;
+
+    use super::*;
+    use crate::rows::Key;
+
+    fn row(vm: &str, stack: u32, times_ns: &[u64]) -> Row {
+        let key = Key {
+            vm: Some(VmId { pid: 4_200, start_boottime_ns: 1 }),
+            vcpu: None,
+            userspace: true,
+            reason: Some(Reason::userspace(2, 0)),
+            detail: Some(Detail::Stack(stack)),
+        };
+        Row { vm: vm.to_owned(), hist: Hist::of(times_ns.iter().copied()), ..Row::new(key) }
+    }
+
+    fn written(top: usize, rows: &[Row]) -> String {
+        let mut stacks = Stacks::new(top);
+        let vm = VmId { pid: 4_200, start_boottime_ns: 1 };
+        for (id, names) in
+            [(1, ["main", "ioctl"]), (2, ["main", "ioctl"]), (3, ["start thread", "a;b\x1b"])]
+        {
+            stacks.names.insert((vm, id), names.map(str::to_owned).to_vec());
+        }
+        let mut out = Vec::new();
+        stacks.write(&mut out, rows).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn stacks_of_the_same_functions_are_one_and_the_most_expensive_is_first() {
+        let rows = [row("web-1", 1, &[5, 7]), row("web-1", 2, &[5]), row("web-1", 3, &[1_000])];
+        insta::assert_snapshot!(written(9, &rows), @r"
+        web-1;start_thread;a_b?;KVM_EXIT_IO 1
+        web-1;main;ioctl;KVM_EXIT_IO 3
+        ");
+        assert_eq!(written(1, &rows).lines().count(), 1);
+    }
+
+    #[test]
+    fn names_cannot_forge_frames_and_unknown_stacks_are_counted() {
+        insta::assert_snapshot!(written(9, &[row("a;b c\n", 7, &[1]), row("x", 1, &[])]), @r"
+        a_b_c?;[no_stack];KVM_EXIT_IO 1
+        ");
+    }
+}

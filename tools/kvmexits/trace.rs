@@ -67,6 +67,8 @@ const DETAILS: [&str; 5] = ["kvm_pio", "kvm_mmio", "kvm_msr", "kvm_hypercall", "
 const ELEMENTS: std::ops::RangeInclusive<u64> = 65_536..=1 << 20;
 /// The least number of threads there is room for: those yet to be created.
 const MIN_THREADS: u64 = 16_384;
+/// How often an element is read again if it is written just then: for long only if its writer was preempted.
+const READS: u32 = 100;
 /// Bytes for slow exits on their way to us, and room for stacks.
 const SLOW_BYTES: u32 = 256 << 10;
 const STACKS: u32 = 16_384;
@@ -157,7 +159,7 @@ impl<'obj> Tracer<'obj> {
             true => rows.close(&open),
             false => rows.note(&open),
         }
-        self.make_room(&threads)?;
+        self.forget_dead(&threads)?;
         let bss = self.bss()?;
         let exits_untraced = bss.runs_seen && !bss.exits_seen;
         Ok(Reading { interval, losses: self.new_losses()?, exits_untraced })
@@ -169,13 +171,12 @@ impl<'obj> Tracer<'obj> {
         Ok(2 * elements >= u64::from(self.skel.maps.exits.max_entries()))
     }
 
-    /// Takes what there is into `rows` before the interval's end, and deletes what belongs to VMs that are gone if
-    /// that needs to be.
+    /// Takes what there is into `rows` before the interval's end, and deletes what belongs to VMs that are gone.
     pub fn gather(&mut self, rows: &mut Rows) -> Result<()> {
         let threads = self.read_threads()?;
         let elements = self.read_exits()?;
         rows.add(&elements, &mut self.earlier, self.epoch);
-        self.make_room(&threads)
+        self.forget_dead(&threads)
     }
 
     /// Hands over the slow exits that have come.
@@ -206,8 +207,9 @@ impl<'obj> Tracer<'obj> {
     fn read_exits(&self) -> Result<Vec<Element>> {
         // Elements may be added while the table is read, but those there before must be found.
         let created = self.bss()?.exits_created - self.deleted;
-        let elements: Vec<(types::exits_key, types::exits)> =
+        let mut elements: Vec<(types::exits_key, types::exits)> =
             read_all(&self.skel.maps.exits, created)?;
+        elements.iter_mut().try_for_each(|(key, exits)| self.read_again(key, exits))?;
         let elements = elements.iter().map(|(key, exits)| Element {
             id: element_id(key),
             source: source(&key.vm, key.writer, reason(key.kind, key.code, key.err), key.detail),
@@ -218,9 +220,23 @@ impl<'obj> Tracer<'obj> {
         Ok(elements.collect())
     }
 
-    /// `threads` were read before the elements: who is not among them has written its last.
-    fn make_room(&mut self, threads: &[(u32, types::vcpu_thread)]) -> Result<()> {
-        if !self.by_thread || !self.needs_room()? {
+    /// Reads an element again that was being written while it was read: its parts would not be of the same exits.
+    fn read_again(&self, key: &types::exits_key, exits: &mut types::exits) -> Result<()> {
+        for _ in 0..READS {
+            if exits.begun == exits.done {
+                break;
+            }
+            if let Some(bytes) = self.skel.maps.exits.lookup(&element_id(key), MapFlags::ANY)? {
+                *exits = copy_out(&bytes)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Deletes what belongs to threads that are gone, so that what VMs take does not outlive them by much. `threads`
+    /// were read before the elements: who is not among them has written its last.
+    fn forget_dead(&mut self, threads: &[(u32, types::vcpu_thread)]) -> Result<()> {
+        if !self.by_thread {
             return Ok(());
         }
         let exits = &self.skel.maps.exits;
