@@ -8,7 +8,7 @@ use std::{fs, thread};
 use serde_json::Value;
 
 use crate::util::perf::Counter;
-use crate::util::threads::burn;
+use crate::util::threads::{burn, pin, set_fifo};
 use crate::util::tool::{CsvRow, Tool, number};
 use crate::util::{TempDir, alone, loadgen};
 
@@ -139,18 +139,21 @@ fn a_halted_guest_is_asleep() {
     assert!(asleep_ns * 10 >= total_ns * 6, "{halts:?}");
 }
 
-/// A VMM that has slept in its handler waits for a CPU before it can answer, if others have them all.
+/// A VMM that has slept in its handler waits for a CPU before it can answer, if somebody with a higher priority has
+/// them all most of the time.
 #[test]
 fn an_overloaded_host_is_the_run_queue() {
     let _alone = alone();
     let over = AtomicBool::new(false);
     let rows = thread::scope(|scope| {
-        for _ in 0..2 * thread::available_parallelism().unwrap().get() {
-            scope.spawn(|| {
-                // SAFETY: a plain system call; Linux knows a nice value for each thread.
-                unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, -10) };
+        for cpu in 0..thread::available_parallelism().unwrap().get() {
+            let over = &over;
+            scope.spawn(move || {
+                pin(cpu);
+                set_fifo(1);
                 while !over.load(Relaxed) {
-                    burn(Duration::from_millis(1));
+                    burn(Duration::from_millis(8));
+                    thread::sleep(Duration::from_millis(2));
                 }
             });
         }
