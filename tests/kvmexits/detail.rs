@@ -30,14 +30,16 @@ fn expected(truth: &guests::Truth) -> BTreeMap<Vec<String>, u64> {
 #[test]
 fn each_slow_exit_is_told_once_with_its_parts() {
     let _alone = alone();
-    let start = |more: &[&str]| Tool::start(KVMEXITS, &[&["--slower", "1000"], more].concat());
+    let cgroup = Cgroup::new();
+    let slower = ["-c", cgroup.path(), "--slower"];
+    let start = |more: &[&str]| Tool::start(KVMEXITS, &[&slower[..], &["1000"], more].concat());
     let csv = start(&["--csv", "--detail"]);
-    let json = guests::attached(&["--slower", "1000", "--json", "--detail"]);
+    let json = guests::attached(&[&slower[..], &["1000", "--json", "--detail"]].concat());
     let (short, text) = (start(&["--csv"]), start(&["--detail"]));
     // These tell of nobody.
-    let above = Tool::start(KVMEXITS, &["--slower", "60000000", "--csv"]);
-    let other = Tool::start(KVMEXITS, &["--slower", "1000", "--reason", "debug", "--csv"]);
-    let truth = guests::run(2, 2, "pio:23,mmio:11", &["--vmm-sleep", "5"]);
+    let above = Tool::start(KVMEXITS, &[&slower[..], &["60000000", "--csv"]].concat());
+    let other = start(&["--reason", "debug", "--csv"]);
+    let truth = cgroup.run_with("", 2, 2, "pio:23,mmio:11", &["--vmm-sleep", "5"]).truth();
     let expected = expected(&truth);
 
     let (csv, json) = (csv.end(libc::SIGINT), json.end(libc::SIGINT));

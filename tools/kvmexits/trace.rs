@@ -90,6 +90,7 @@ pub struct Tracer<'obj> {
     skel: KvmexitsSkel<'obj>,
     _links: Vec<Link>,
     by_thread: bool,
+    vcpu: Option<u32>,
     slow: Option<(RingBuffer<'static>, Rc<RefCell<Vec<SlowExit>>>)>,
     epoch: u32,
     interval_start: Instant,
@@ -126,6 +127,7 @@ impl<'obj> Tracer<'obj> {
             skel,
             _links: links,
             by_thread: wanted.by_thread(),
+            vcpu: wanted.vcpu,
             slow,
             epoch: FIRST_EPOCH,
             interval_start: Instant::now(),
@@ -153,8 +155,13 @@ impl<'obj> Tracer<'obj> {
         let threads = self.read_threads()?;
         let elements = self.read_exits()?;
         rows.add(&elements, &mut self.earlier, epoch);
-        let open: Vec<Open> =
-            threads.iter().flat_map(|thread| open_exits(thread, now_ns)).collect();
+        // A thread whose vCPU is not known yet may be in an exit of another than the one that is wanted.
+        let is_wanted = |open: &Open| self.vcpu.is_none() || open.source.vcpu == self.vcpu;
+        let open: Vec<Open> = threads
+            .iter()
+            .flat_map(|thread| open_exits(thread, now_ns))
+            .filter(is_wanted)
+            .collect();
         match last {
             true => rows.close(&open),
             false => rows.note(&open),
