@@ -12,14 +12,15 @@
 
 /* A power of two; a wait that has seen more is not blamed on the earlier ones. */
 #define LOG_SLICES 512
-/* How far back one look goes: the verifier follows the loop. */
-#define MAX_LOOK 256
 
 #define PF_KTHREAD 0x00200000 /* include/linux/sched.h */
 
 struct slice {
 	__u64 end_ns;
-	__u32 tgid;
+	/* What interrupts, and the hypervisor below if there is one, have taken from this CPU until
+	 * then: rq_clock() - rq_clock_task(), see update_rq_clock_task() in kernel/sched/core.c. */
+	__u64 taken_ns;
+	__u32 tgid; /* 0 is the idle task */
 	__u32 kthread;
 };
 
@@ -36,7 +37,7 @@ struct {
 } cpu_logs SEC(".maps");
 
 /* In sched_switch: @prev has run until now. */
-static __always_inline void log_slice(__u64 clock_ns, struct task_struct *prev)
+static __always_inline void log_slice(struct rq *rq, struct task_struct *prev)
 {
 	__u32 cpu = bpf_get_smp_processor_id();
 	struct cpu_log *log = bpf_map_lookup_elem(&cpu_logs, &cpu);
@@ -45,7 +46,8 @@ static __always_inline void log_slice(__u64 clock_ns, struct task_struct *prev)
 	if (!log)
 		return;
 	slice = &log->slices[log->head & (LOG_SLICES - 1)];
-	slice->end_ns = clock_ns;
+	slice->end_ns = rq->clock;
+	slice->taken_ns = rq->clock - rq->clock_task;
 	slice->tgid = prev->tgid;
 	slice->kthread = prev->flags & PF_KTHREAD;
 	log->head++;

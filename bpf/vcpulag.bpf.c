@@ -27,6 +27,9 @@ const volatile bool with_stacks = false;
 
 const volatile __u32 cpus = 1;
 
+/* Set when all programs are attached. Before, the iterator only finds out who is a VM. */
+bool counting;
+
 /* vCPUs that found no room in a map, waits that are in no histogram, time with no culprit's name.
  */
 __u64 lost_vcpus;
@@ -124,6 +127,14 @@ static __always_inline bool pid_is(__u32 pid, __u8 flag)
 	return flags && *flags & flag;
 }
 
+static __always_inline void note_vm(__u32 tgid)
+{
+	__u8 *flags = pid_flags(tgid);
+
+	if (flags)
+		*flags |= PID_VM;
+}
+
 /*
  * What processes that have run are called. Taken once from each, as to copy 16 bytes in every
  * switch would be half of what it costs. Those that have not run for long may be forgotten.
@@ -139,7 +150,7 @@ struct {
 static __noinline int name_process(struct task_struct *task, __u8 *flags)
 {
 	struct process_name name = {};
-	__u32 tgid = task->tgid;
+	__u32 tgid = BPF_CORE_READ(task, tgid);
 
 	BPF_CORE_READ_STR_INTO(&name.comm, task, group_leader, comm);
 	bpf_map_update_elem(&names, &tgid, &name, BPF_ANY);
@@ -174,9 +185,7 @@ static __noinline struct lag_vcpu *add_vcpu(struct task_struct *task, __u32 plac
 	__u8 *flags;
 
 	/* Whomever we watch: another VM that makes it wait is one. */
-	flags = pid_flags(tgid);
-	if (flags)
-		*flags |= PID_VM;
+	note_vm(tgid);
 	if ((only_tgid && tgid != only_tgid) || (only_tid && tid != only_tid))
 		return NULL;
 	if (only_cgroup_id && task_ancestor_cgroup_id(task, only_cgroup_level) != only_cgroup_id)
@@ -365,25 +374,20 @@ static __always_inline __u32 culprit_kind(struct look *look, struct slice *slice
 	return pid_is(slice->tgid, PID_VM) ? CULPRIT_VM : CULPRIT_TASK;
 }
 
-static __always_inline void blame(struct look *look, struct slice *slice, __u64 ns)
+/* Interrupts are a pair with process 0. */
+static __always_inline void blame(struct look *look, __u32 kind, __u32 tgid, __u64 ns)
 {
-	struct pair_key key = {.victim_tid = look->tid, .culprit_tgid = slice->tgid};
-	__u32 kind = culprit_kind(look, slice);
+	struct pair_key key = {.victim_tid = look->tid, .culprit_tgid = tgid};
 	struct pair *pair, none = {};
 
 	if (kind < CULPRIT_KINDS)
 		look->culprits_ns[kind] += ns;
 	if (kind == CULPRIT_NOBODY)
 		return;
-	if (ns > look->longest_ns) {
-		look->longest_ns = ns;
-		look->longest = *slice;
-	}
 	pair = bpf_map_lookup_elem(&pairs, &key);
 	if (!pair) {
-		none.kind = kind;
 		none.victim_start_ns = look->vm.start_boottime_ns;
-		read_name(slice->tgid, &none.culprit);
+		read_name(tgid, &none.culprit);
 		bpf_map_update_elem(&pairs, &key, &none, BPF_NOEXIST);
 		pair = bpf_map_lookup_elem(&pairs, &key);
 		if (!pair) {
@@ -391,25 +395,56 @@ static __always_inline void blame(struct look *look, struct slice *slice, __u64 
 			return;
 		}
 	}
-	/* It may not have been known as a VM before. */
-	if (pair->kind != kind)
-		pair->kind = kind;
 	/* It may have become known as a VM since. */
 	pair->kind = kind;
 	__sync_fetch_and_add(&pair->ns, ns);
 }
 
 /*
- * Blames slice number @number, as far as it is within the look. Returns 1 if the one before may be,
- * too. A global function of numbers: the verifier goes through it once, not once for each turn of
- * the loop that calls it.
+ * Blames @slice, which began at @begin_ns, for so much of it as is within the look. Of what was
+ * taken from it, it is not known when: it is taken from that part. Returns 1 if the slice before
+ * may be within the look, too.
+ */
+static __always_inline int blame_part(struct look *look, struct slice *slice, __u64 begin_ns,
+				      __u64 taken_ns)
+{
+	__u64 end_ns = slice->end_ns < look->to_ns ? slice->end_ns : look->to_ns, ns;
+	bool more = begin_ns > look->from_ns;
+
+	if (!more)
+		begin_ns = look->from_ns;
+	if (end_ns <= begin_ns)
+		return more;
+	ns = end_ns - begin_ns;
+	/* rq->clock_task may be behind by a bit: update_rq_clock_task() takes away no more than
+	 * the clock has advanced, and the rest the next time. */
+	if ((__s64)taken_ns < 0)
+		taken_ns = 0;
+	if (taken_ns > ns)
+		taken_ns = ns;
+	if (taken_ns)
+		blame(look, CULPRIT_INTERRUPTS, 0, taken_ns);
+	ns -= taken_ns;
+	if (!ns)
+		return more;
+	if (ns > look->longest_ns && slice->tgid) {
+		look->longest_ns = ns;
+		look->longest = *slice;
+	}
+	blame(look, culprit_kind(look, slice), slice->tgid, ns);
+	return more;
+}
+
+/*
+ * The same for slice @number of the log. A global function of numbers: the verifier goes through it
+ * once, not once for each turn of the loop that calls it.
  */
 __noinline int blame_slice(__u32 element, __u64 number)
 {
 	struct look *look = bpf_map_lookup_elem(&looks, &element);
+	struct slice *slice, *before;
 	struct cpu_log *log;
-	struct slice *slice;
-	__u64 begin, end;
+	__u64 taken_ns = 0;
 	__u32 cpu;
 
 	if (!look)
@@ -419,16 +454,19 @@ __noinline int blame_slice(__u32 element, __u64 number)
 	if (!log)
 		return 0;
 	slice = &log->slices[number & (LOG_SLICES - 1)];
-	begin = log->slices[(number - 1) & (LOG_SLICES - 1)].end_ns;
-	end = slice->end_ns < look->to_ns ? slice->end_ns : look->to_ns;
-	if (begin < look->from_ns)
-		begin = look->from_ns;
-	if (end > begin)
-		blame(look, slice, end - begin);
-	return begin > look->from_ns;
+	before = &log->slices[(number - 1) & (LOG_SLICES - 1)];
+	/* The CPU may go on meanwhile, if it is another. */
+	if (*(volatile __u64 *)&log->head - number >= LOG_SLICES)
+		return 0;
+	if (before->end_ns)
+		taken_ns = slice->taken_ns - before->taken_ns;
+	return blame_part(look, slice, before->end_ns, taken_ns);
 }
 
-/* Blames the time from @from_ns to @to_ns on who ran on @cpu then. */
+/*
+ * Blames the time from @from_ns to @to_ns on who ran on @cpu then: on all that is in the log but
+ * its oldest slice, of which it is not known when it began.
+ */
 static __always_inline struct look *look_back(struct lag_vcpu *v, __u32 tid, __u32 cpu,
 					      __u64 from_ns, __u64 to_ns, __u32 element)
 {
@@ -446,7 +484,7 @@ static __always_inline struct look *look_back(struct lag_vcpu *v, __u32 tid, __u
 	look->tid = tid;
 	look->cpu = cpu;
 	head = log->head;
-	for (i = 1; i <= MAX_LOOK && i < head; i++)
+	for (i = 1; i < LOG_SLICES && i <= head; i++)
 		if (!blame_slice(element, head - i))
 			break;
 	return look;
@@ -617,7 +655,7 @@ int BPF_PROG(sched_switch, bool preempt, struct task_struct *prev, struct task_s
 	flags = pid_flags(prev->tgid);
 	if (flags && !(*flags & PID_NAMED))
 		name_process(prev, flags);
-	log_slice(rq->clock, prev);
+	log_slice(rq, prev);
 	if (pid_is(prev->pid, PID_VCPU))
 		switched_out(ctx, prev, preempt);
 	if (pid_is(next->pid, PID_VCPU))
@@ -633,27 +671,32 @@ static __always_inline void blame_so_far(struct lag_vcpu *v, struct rq *rq, __u3
 					 __u64 from_ns, __u64 clock, __u32 element)
 {
 	__u32 cpu = BPF_CORE_READ(rq, cpu);
-	struct slice running = {};
+	struct slice running = {}, *before;
 	struct task_struct *curr;
 	struct cpu_log *log;
 	struct look *look;
+	__u64 taken_ns = 0;
+	__u8 *flags;
 
-	if (from_ns < v->blamed_until_ns)
-		from_ns = v->blamed_until_ns;
 	log = bpf_map_lookup_elem(&cpu_logs, &cpu);
-	if (!log || !log->head || from_ns >= clock)
+	if (!log || from_ns >= clock)
 		return;
 	look = look_back(v, tid, cpu, from_ns, clock, element);
 	if (!look)
 		return;
-	running.end_ns = log->slices[(log->head - 1) & (LOG_SLICES - 1)].end_ns;
-	if (running.end_ns < from_ns)
-		running.end_ns = from_ns;
+	/* If there was no switch yet, it has run since before tracing began. */
+	before = &log->slices[(log->head - 1) & (LOG_SLICES - 1)];
 	curr = BPF_CORE_READ(rq, curr);
+	running.end_ns = clock;
+	running.taken_ns = clock - BPF_CORE_READ(rq, clock_task);
 	running.tgid = BPF_CORE_READ(curr, tgid);
 	running.kthread = BPF_CORE_READ(curr, flags) & PF_KTHREAD;
-	if (clock > running.end_ns)
-		blame(look, &running, clock - running.end_ns);
+	if (before->end_ns)
+		taken_ns = running.taken_ns - before->taken_ns;
+	flags = pid_flags(running.tgid);
+	if (flags && !(*flags & PID_NAMED))
+		name_process(curr, flags);
+	blame_part(look, &running, before->end_ns, taken_ns);
 	add_culprits(v, look);
 }
 
@@ -664,7 +707,7 @@ static __always_inline void blame_so_far(struct lag_vcpu *v, struct rq *rq, __u3
 SEC("tp_btf/sched_migrate_task")
 int BPF_PROG(sched_migrate_task, struct task_struct *task, int dest_cpu)
 {
-	__u64 run_delay = task->sched_info.run_delay, waited_ns, clock;
+	__u64 run_delay = task->sched_info.run_delay, waited_ns, from_ns, clock;
 	struct rq *rq = task_rq(task);
 	struct lag_vcpu *v;
 	__u32 tid = task->pid;
@@ -678,8 +721,12 @@ int BPF_PROG(sched_migrate_task, struct task_struct *task, int dest_cpu)
 	v->blamed_run_delay_ns = run_delay;
 	clock = rq->clock;
 	/* Asleep, with its dequeue delayed, it does not wait, whatever the books say. */
-	if ((__s64)waited_ns > 0 && waited_ns < clock && task_runnable(task))
-		blame_so_far(v, rq, tid, clock - waited_ns, clock, bpf_get_smp_processor_id());
+	if ((__s64)waited_ns > 0 && waited_ns < clock && task_runnable(task)) {
+		from_ns = clock - waited_ns;
+		if (from_ns < v->blamed_until_ns)
+			from_ns = v->blamed_until_ns;
+		blame_so_far(v, rq, tid, from_ns, clock, bpf_get_smp_processor_id());
+	}
 	/* The next queue has another clock. */
 	v->blamed_until_ns = 0;
 	return 0;
@@ -808,27 +855,57 @@ struct {
 /* How often a sample is taken again if the vCPU is written meanwhile. */
 #define SAMPLE_TRIES 4
 
+/*
+ * A wait that goes on is blamed up to now. If it ends meanwhile on its own CPU, that must not blame
+ * the same: the claim comes first. If it has ended before the claim, its end has blamed it all.
+ */
+static __always_inline void claim_and_blame(struct lag_vcpu *v, struct rq *rq, __u32 tid,
+					    __u64 from_ns)
+{
+	__u64 clock = BPF_CORE_READ(rq, clock);
+	__u32 seen = *(volatile __u32 *)&v->seq;
+
+	if (from_ns < v->blamed_until_ns)
+		from_ns = v->blamed_until_ns;
+	if (v->place == LAG_RUNNING || seen & 1)
+		return;
+	*(volatile __u64 *)&v->blamed_until_ns = clock;
+	barrier();
+	if (seen == *(volatile __u32 *)&v->seq)
+		blame_so_far(v, rq, tid, from_ns, clock, cpus);
+	else
+		v->blamed_until_ns = 0;
+}
+
 static __always_inline int visit(struct seq_file *seq, struct task_struct *task)
 {
-	struct lag_sample *sample;
 	__u32 tid, i, seen, first = 0;
+	struct lag_sample *sample;
 	struct lag_vcpu *v;
 	struct rq *rq;
 	__s64 offset;
-	__u64 clock;
 
 	if (!task || !task->pid)
 		return 0;
 	tid = task->pid;
+	if (!counting) {
+		if (task_in_vcpu(task))
+			note_vm(task->tgid);
+		return 0;
+	}
+	rq = BPF_CORE_READ(task, se.cfs_rq, rq);
 	v = bpf_map_lookup_elem(&vcpus, &tid);
 	if (!v && task_in_vcpu(task)) {
 		v = add_vcpu(task, task->on_cpu ? LAG_RUNNING : LAG_PREEMPTED, 1);
 		/* Asleep, perhaps for ever: that is no wait. */
 		if (v && v->place == LAG_PREEMPTED && !task_runnable(task))
 			v->place = is_halted(v, task) ? LAG_HALTED : LAG_BLOCKED;
-		/* When it last polled was before. */
-		if (v)
+		if (v) {
+			/* When it last polled was before. */
 			v->poll_until_ns = v->since_ns;
+			/* Nor is anybody blamed for what was before. */
+			v->blamed_until_ns = BPF_CORE_READ(rq, clock);
+		}
 	}
 	sample = bpf_map_lookup_elem(&scratch, &first);
 	if (!v || v->ended_ns || !sample)
@@ -837,13 +914,9 @@ static __always_inline int visit(struct seq_file *seq, struct task_struct *task)
 	sample->queued_ns = task->sched_info.last_queued;
 	if (task->on_cpu || !task->on_rq || !task_runnable(task))
 		sample->queued_ns = 0;
-	rq = BPF_CORE_READ(task, se.cfs_rq, rq);
-	if (sample->queued_ns) {
-		clock = BPF_CORE_READ(rq, clock);
-		blame_so_far(v, rq, tid, sample->queued_ns, clock, cpus);
-		v->blamed_until_ns = clock;
-	}
-	offset = bpf_ktime_get_ns() - BPF_CORE_READ(task, se.cfs_rq, rq, clock);
+	if (sample->queued_ns)
+		claim_and_blame(v, rq, tid, sample->queued_ns);
+	offset = bpf_ktime_get_ns() - BPF_CORE_READ(rq, clock);
 	if (offset < clock_offset_ns)
 		clock_offset_ns = offset;
 	sample->throttled_ns = cfs_rq_throttled_ns(BPF_CORE_READ(task, se.cfs_rq));

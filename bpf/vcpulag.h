@@ -30,6 +30,7 @@ enum culprit_kind {
 	CULPRIT_TASK,	 /* any other process */
 	CULPRIT_KERNEL,	 /* a kernel thread */
 	CULPRIT_NOBODY,	 /* the idle task: the vCPU was on its way */
+	CULPRIT_INTERRUPTS,
 	CULPRIT_KINDS,
 };
 

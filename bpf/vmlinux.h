@@ -211,6 +211,7 @@ struct hlist_head {
 
 struct rq {
 	u64 clock;
+	u64 clock_task;
 	int cpu;
 	struct task_struct *curr;
 };

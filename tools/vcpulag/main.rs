@@ -71,7 +71,7 @@ struct Args {
 
     /// Print each wait that takes longer, as it ends, and no table
     #[arg(long, value_name = "USECS", value_parser = parse_micros,
-          conflicts_with_all = ["interval", "culprits", "histogram", "hdr"])]
+          conflicts_with_all = ["interval", "by", "top", "late", "culprits", "histogram", "hdr"])]
     slower: Option<Duration>,
 
     /// Where in the kernel vCPUs were blocked, folded, and for how many microseconds: the worst ones, and no table
@@ -96,6 +96,9 @@ fn parse_percent(text: &str) -> Result<f64, String> {
 
 /// How often long waits are looked for.
 const SLOW_PERIOD: Duration = Duration::from_millis(50);
+/// How often waits that go on are blamed so far. A CPU that always has a task to switch to, in slices of 2 ms and more,
+/// fills its log in a second.
+const SETTLE_PERIOD: Duration = Duration::from_secs(1);
 
 impl Args {
     fn wanted(&self) -> Result<Wanted> {
@@ -168,7 +171,7 @@ fn run(args: Args) -> Result<ExitCode> {
 
     let (mut earlier, mut lost) = (Earlier::default(), 0);
     loop {
-        let more = ticker.wait(&stop);
+        let more = ticker.wait_working(&stop, SETTLE_PERIOD, || tracer.settle())?;
         let (interval, reading, losses) = tracer.read()?;
         let rows = rows::rows(report.by_vm, &reading, &mut earlier);
         let rows = named(rows, &mut names);

@@ -1,5 +1,7 @@
 //! From vcpulag's rows to text, CSV and JSON. Pure: nothing here asks the kernel or the host.
 
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
 use std::io::Write;
 
 use anyhow::Result;
@@ -88,6 +90,7 @@ pub fn culprit_name(culprit: &Culprit, vm_name: impl FnOnce(i32, &str) -> String
     match culprit.kind {
         Kind::Vm => vm_name(culprit.pid, &culprit.comm),
         Kind::Sibling => "itself".to_owned(),
+        Kind::Interrupts => "interrupts".to_owned(),
         _ => culprit.comm.clone(),
     }
 }
@@ -319,7 +322,7 @@ impl Report {
             culprits.map(move |((culprit, ns), name)| (row, culprit, name, *ns))
         });
         let mut pairs: Vec<_> = pairs.collect();
-        pairs.sort_by_key(|(.., ns)| std::cmp::Reverse(*ns));
+        pairs.sort_by_key(|(.., ns)| Reverse(*ns));
         if self.format != Format::Text {
             for (row, culprit, name, ns) in pairs {
                 let values: [Value; 7] = [
@@ -343,32 +346,66 @@ impl Report {
         if self.timestamp {
             writeln!(out, "{}", interval.clock())?;
         }
+        let (mut victims, mut culprits) = (Groups::default(), Groups::default());
+        for (row, _, name, ns) in pairs {
+            victims.add(&row.title(), name, ns);
+            culprits.add(name, &row.title(), ns);
+        }
+        for row in rows {
+            victims.add(&row.title(), "not known who", row.row.times.unknown_ns());
+        }
         let seconds = interval.length.as_secs_f64();
-        writeln!(out, "\n{:<24} {:<24} {:>7} {:>9}", "WHO WAITED", "WHO RAN", "TIME", "OF A CPU")?;
-        for (row, _, name, ns) in pairs.iter().take(self.top) {
-            writeln!(
-                out,
-                "{:<24} {:<24} {:>7} {:>8.1}%",
-                row.title(),
-                printable(name),
-                short_duration(*ns),
-                *ns as f64 / 1e7 / seconds
-            )?;
-        }
-        let mut hurts: std::collections::BTreeMap<&String, (u64, u64)> = Default::default();
-        for (_, _, name, ns) in &pairs {
-            let (total_ns, victims) = hurts.entry(name).or_default();
-            *total_ns += ns;
-            *victims += 1;
-        }
-        let mut hurts: Vec<_> = hurts.into_iter().collect();
-        hurts.sort_by_key(|(_, (ns, _))| std::cmp::Reverse(*ns));
-        writeln!(out, "\n{:<24} {:>7} {:>9}", "WHOM IT HURTS", "TIME", "VICTIMS")?;
-        for (name, (ns, victims)) in hurts.iter().take(self.top) {
-            writeln!(out, "{:<24} {:>7} {victims:>9}", printable(name), short_duration(*ns))?;
-        }
+        victims.write(out, ["WHO WAITED", "WHO RAN"], self.top, seconds)?;
+        culprits.write(out, ["WHO RAN", "WHO WAITED"], self.top, seconds)?;
         for line in losses.warnings().iter().chain(&losses.notes()) {
             writeln!(out, "{line}")?;
+        }
+        Ok(())
+    }
+}
+
+/// One side of the matrix: times by one party, and each of these by the other.
+#[derive(Default)]
+struct Groups(BTreeMap<String, BTreeMap<String, u64>>);
+
+impl Groups {
+    fn add(&mut self, one: &str, other: &str, ns: u64) {
+        if ns > 0 {
+            let group = self.0.entry(one.to_owned()).or_default();
+            *group.entry(other.to_owned()).or_default() += ns;
+        }
+    }
+
+    /// The `top` that have the most time, and of each the [`CULPRITS`] that have.
+    fn write(self, out: &mut dyn Write, heads: [&str; 2], top: usize, seconds: f64) -> Result<()> {
+        let [one, other] = heads;
+        writeln!(out, "\n{one:<24} {other:<24} {:>7} {:>9}", "TIME", "OF A CPU")?;
+        let mut line = |one: &str, other: &str, ns: u64| {
+            let share = ns as f64 / 1e7 / seconds;
+            let (one, other, time) = (printable(one), printable(other), short_duration(ns));
+            writeln!(out, "{one:<24} {other:<24} {time:>7} {share:>8.1}%")
+        };
+        let sum = |group: &BTreeMap<String, u64>| group.values().sum::<u64>();
+        let mut groups: Vec<_> = self.0.into_iter().collect();
+        groups.sort_by_key(|(_, group)| Reverse(sum(group)));
+        for (one, group) in groups.into_iter().take(top) {
+            let all = sum(&group);
+            let mut others: Vec<_> = group.into_iter().collect();
+            others.sort_by_key(|(_, ns)| Reverse(*ns));
+            let count = others.len();
+            // Whoever is alone needs no sum.
+            let (mut title, mut shown) = (one.as_str(), 0);
+            if count > 1 {
+                line(title, &format!("{count} together"), all)?;
+                title = "";
+            }
+            for (other, ns) in others.into_iter().take(CULPRITS) {
+                line(title, &other, ns)?;
+                (title, shown) = ("", shown + ns);
+            }
+            if count > CULPRITS {
+                line("", &format!("{} more", count - CULPRITS), all - shown)?;
+            }
         }
         Ok(())
     }
@@ -412,13 +449,15 @@ fn write_row(out: &mut dyn Write, named: &NamedRow) -> Result<()> {
     if percent(times.wait_ns(), whole) < 1.0 {
         return Ok(());
     }
-    let throttled = percent(times.wait_throttled_ns, times.wait_ns());
-    let quota = (throttled >= 0.5).then(|| format!("its quota {throttled:.0}%"));
-    let who = culprits.iter().zip(&named.culprits).take(CULPRITS).map(|((_, ns), name)| {
-        format!("{} {:.0}%", printable(name), percent(*ns, times.wait_ns()))
-    });
-    let unknown = percent(times.unknown_ns(), times.wait_ns());
-    let unknown = (unknown >= 0.5).then(|| format!("not known who {unknown:.0}%"));
+    // What rounds to nothing is left out.
+    let share = |who: &str, ns| {
+        let percent = percent(ns, times.wait_ns());
+        (percent >= 0.5).then(|| format!("{} {percent:.0}%", printable(who)))
+    };
+    let quota = share("its quota", times.wait_throttled_ns);
+    let who = culprits.iter().zip(&named.culprits).take(CULPRITS);
+    let who = who.filter_map(|((_, ns), name)| share(name, *ns));
+    let unknown = share("not known who", times.unknown_ns());
     let words: Vec<String> = quota.into_iter().chain(who).chain(unknown).collect();
     if !words.is_empty() {
         writeln!(out, "  waited for {}", words.join(", "))?;
@@ -445,6 +484,7 @@ fn verdict(rows: &[NamedRow], late_percent: f64) -> String {
         (of(Kind::Sibling), "their own VM"),
         (of(Kind::Task), "host tasks"),
         (of(Kind::Kernel), "the kernel"),
+        (of(Kind::Interrupts), "interrupts"),
         (of(Kind::Nobody), "nobody's fault"),
         (throttled, "their own quota"),
     ];

@@ -37,10 +37,13 @@ pub enum Kind {
     Kernel,
     /// The idle task: the vCPU was on its way to the CPU.
     Nobody,
+    /// Interrupts, as far as the kernel counts them, and on a host that is a guest itself its own steal time.
+    Interrupts,
 }
 
 /// All kinds, in the kernel's order.
-pub const KINDS: [Kind; 5] = [Kind::Vm, Kind::Sibling, Kind::Task, Kind::Kernel, Kind::Nobody];
+pub const KINDS: [Kind; 6] =
+    [Kind::Vm, Kind::Sibling, Kind::Task, Kind::Kernel, Kind::Nobody, Kind::Interrupts];
 
 impl Kind {
     /// From the kernel's number.
@@ -56,6 +59,7 @@ impl Kind {
             Self::Task => "task",
             Self::Kernel => "kernel",
             Self::Nobody => "nobody",
+            Self::Interrupts => "interrupts",
         }
     }
 }

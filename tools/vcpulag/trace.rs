@@ -114,11 +114,13 @@ impl<'obj> Tracer<'obj> {
             &progs.sched_switch,
             &progs.kvm_fpu,
         ];
+        let samples = progs.samples.attach().context("failed to attach the task iterator")?;
+        // Finds out who is a VM, so that none is taken for an ordinary task.
+        run_iterator(&samples)?;
         let others = in_order.map(|prog| {
             prog.attach().with_context(|| format!("failed to attach `{}`", prog.name().display()))
         });
         let others = others.into_iter().collect::<Result<_>>()?;
-        let samples = progs.samples.attach().context("failed to attach the task iterator")?;
         let mut tracer = Self {
             skel,
             samples,
@@ -128,9 +130,15 @@ impl<'obj> Tracer<'obj> {
             interval_start: Instant::now(),
             earlier_losses: Losses::default(),
         };
+        tracer.bss_mut()?.counting = true;
         // Finds the vCPUs that are in KVM now.
         tracer.read_samples()?;
         Ok(tracer)
+    }
+
+    /// Blames so far who is to blame for waits that go on, before it is forgotten who ran.
+    pub fn settle(&self) -> Result<()> {
+        run_iterator(&self.samples).map(drop)
     }
 
     /// Ends the interval and reads what it found.
@@ -240,11 +248,7 @@ impl<'obj> Tracer<'obj> {
 
     fn read_samples(&mut self) -> Result<Vec<Sample>> {
         self.bss_mut()?.clock_offset_ns = i64::MAX;
-        let mut bytes = Vec::new();
-        Iter::new(&self.samples)
-            .context("failed to start the task iterator")?
-            .read_to_end(&mut bytes)
-            .context("failed to read the task iterator")?;
+        let bytes = run_iterator(&self.samples)?;
         // A run queue's clock stands still between its updates: the one updated last tells by how much all differ.
         let offset_ns = self.bss_mut()?.clock_offset_ns;
         let samples = bytes.chunks(size_of::<types::lag_sample>());
@@ -292,6 +296,15 @@ impl<'obj> Tracer<'obj> {
         };
         Ok(pairs.iter().map(element).collect())
     }
+}
+
+fn run_iterator(link: &Link) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    Iter::new(link)
+        .context("failed to start the task iterator")?
+        .read_to_end(&mut bytes)
+        .context("failed to read the task iterator")?;
+    Ok(bytes)
 }
 
 fn set_map_sizes(open: &mut OpenVcpulagSkel<'_>, wanted: &Wanted) -> Result<()> {
