@@ -26,6 +26,11 @@ struct slice {
 
 struct cpu_log {
 	__u64 head; /* the number of slices there have been */
+	/*
+	 * CLOCK_MONOTONIC less the run queue's clock, or 0 if nobody has compared them yet. Each
+	 * CPU has its own: where the hardware's clocks are not stable they differ by milliseconds.
+	 */
+	__s64 offset_ns;
 	struct slice slices[LOG_SLICES];
 };
 
@@ -51,6 +56,29 @@ static __always_inline void log_slice(struct rq *rq, struct task_struct *prev)
 	slice->tgid = prev->tgid;
 	slice->kthread = prev->flags & PF_KTHREAD;
 	log->head++;
+}
+
+/* What @rq's clock would be if it were updated now; it stands still for up to a tick. */
+static __always_inline __u64 clock_now(struct rq *rq)
+{
+	__u32 cpu = BPF_CORE_READ(rq, cpu);
+	struct cpu_log *log = bpf_map_lookup_elem(&cpu_logs, &cpu);
+	__u64 clock = BPF_CORE_READ(rq, clock), now;
+
+	if (!log || !log->offset_ns)
+		return clock;
+	now = bpf_ktime_get_ns() - log->offset_ns;
+	return now > clock ? now : clock;
+}
+
+/* @cpu's run queue had @clock_ns, at @now_ns if it has just been updated (@exact), or more. */
+static __always_inline void compare_clocks(__u32 cpu, __u64 now_ns, __u64 clock_ns, bool exact)
+{
+	struct cpu_log *log = bpf_map_lookup_elem(&cpu_logs, &cpu);
+	__s64 offset_ns = now_ns - clock_ns;
+
+	if (log && (exact || !log->offset_ns || offset_ns < log->offset_ns))
+		log->offset_ns = offset_ns;
 }
 
 #endif /* __SLICES_BPF_H */

@@ -39,9 +39,6 @@ __u64 lost_pairs_ns;
 __u64 unseen_waits;
 /* Long waits that found no room in the ring buffer. */
 __u64 lost_slow;
-/* The smallest difference seen between CLOCK_MONOTONIC and a run queue's clock. */
-__s64 clock_offset_ns;
-
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 1); /* what the host can have, set at load */
@@ -177,43 +174,6 @@ static __always_inline void set_vcpu(struct lag_vcpu *v, struct kvm_vcpu *vcpu)
 	v->vm.vcpu_id = BPF_CORE_READ(vcpu, vcpu_id);
 }
 
-/* Not inlined: it is rare. */
-static __noinline struct lag_vcpu *add_vcpu(struct task_struct *task, __u32 place, __u32 inside)
-{
-	__u32 tid = BPF_CORE_READ(task, pid), tgid = BPF_CORE_READ(task, tgid);
-	struct lag_vcpu added = {.place = place, .inside = inside};
-	__u8 *flags;
-
-	/* Whomever we watch: another VM that makes it wait is one. */
-	note_vm(tgid);
-	if ((only_tgid && tgid != only_tgid) || (only_tid && tid != only_tid))
-		return NULL;
-	if (only_cgroup_id && task_ancestor_cgroup_id(task, only_cgroup_level) != only_cgroup_id)
-		return NULL;
-	added.vm.tgid = tgid;
-	added.vm.start_boottime_ns = BPF_CORE_READ(task, group_leader, start_boottime);
-	added.vm.vcpu_id = VCPU_ID_UNKNOWN;
-	set_vcpu(&added, task_vcpu(task));
-	if (only_vcpu_id >= 0 && added.vm.vcpu_id != (__u32)only_vcpu_id)
-		return NULL;
-	BPF_CORE_READ_STR_INTO(&added.comm, task, group_leader, comm);
-	added.since_ns = bpf_ktime_get_ns();
-	added.known_ns = added.since_ns;
-	added.seen_pcount = BPF_CORE_READ(task, sched_info.pcount);
-	added.seen_run_delay_ns = BPF_CORE_READ(task, sched_info.run_delay);
-	added.blamed_run_delay_ns = added.seen_run_delay_ns;
-	added.seen_exec_ns = BPF_CORE_READ(task, se.sum_exec_runtime);
-	added.off_throttled_ns = cfs_rq_throttled_ns(BPF_CORE_READ(task, se.cfs_rq));
-	if (bpf_map_update_elem(&vcpus, &tid, &added, BPF_NOEXIST)) {
-		__sync_fetch_and_add(&lost_vcpus, 1);
-		return NULL;
-	}
-	flags = pid_flags(tid);
-	if (flags)
-		*flags |= PID_VCPU;
-	return bpf_map_lookup_elem(&vcpus, &tid);
-}
-
 /* Between these two an iterator on another CPU does not take what it reads for the truth. */
 static __always_inline void write_begin(struct lag_vcpu *v)
 {
@@ -225,6 +185,51 @@ static __always_inline void write_end(struct lag_vcpu *v)
 {
 	barrier();
 	*(volatile __u32 *)&v->seq += 1;
+}
+
+/* Not inlined: it is rare. */
+static __noinline struct lag_vcpu *add_vcpu(struct task_struct *task, __u32 place, __u32 inside)
+{
+	__u32 tid = BPF_CORE_READ(task, pid), tgid = BPF_CORE_READ(task, tgid);
+	/* Too big for the stack, it is filled where it is: begun to be written. */
+	static const struct lag_vcpu none = {.vm.vcpu_id = VCPU_ID_UNKNOWN, .seq = 1};
+	struct kvm_vcpu *vcpu = task_vcpu(task);
+	struct lag_vcpu *v;
+	__u8 *flags;
+
+	/* Whomever we watch: another VM that makes it wait is one. */
+	note_vm(tgid);
+	if ((only_tgid && tgid != only_tgid) || (only_tid && tid != only_tid))
+		return NULL;
+	if (only_cgroup_id && task_ancestor_cgroup_id(task, only_cgroup_level) != only_cgroup_id)
+		return NULL;
+	if (only_vcpu_id >= 0 && (!vcpu || BPF_CORE_READ(vcpu, vcpu_id) != only_vcpu_id))
+		return NULL;
+	if (bpf_map_update_elem(&vcpus, &tid, &none, BPF_NOEXIST)) {
+		__sync_fetch_and_add(&lost_vcpus, 1);
+		return NULL;
+	}
+	v = bpf_map_lookup_elem(&vcpus, &tid);
+	if (!v)
+		return NULL;
+	v->vm.tgid = tgid;
+	v->vm.start_boottime_ns = BPF_CORE_READ(task, group_leader, start_boottime);
+	set_vcpu(v, vcpu);
+	BPF_CORE_READ_STR_INTO(&v->comm, task, group_leader, comm);
+	v->place = place;
+	v->inside = inside;
+	v->since_ns = bpf_ktime_get_ns();
+	v->known_ns = v->since_ns;
+	v->seen_pcount = BPF_CORE_READ(task, sched_info.pcount);
+	v->seen_run_delay_ns = BPF_CORE_READ(task, sched_info.run_delay);
+	v->blamed_run_delay_ns = v->seen_run_delay_ns;
+	v->seen_exec_ns = BPF_CORE_READ(task, se.sum_exec_runtime);
+	v->off_throttled_ns = cfs_rq_throttled_ns(BPF_CORE_READ(task, se.cfs_rq));
+	write_end(v);
+	flags = pid_flags(tid);
+	if (flags)
+		*flags |= PID_VCPU;
+	return v;
 }
 
 /* The time on a CPU until now. */
@@ -308,35 +313,6 @@ static __always_inline void saw_switch(struct lag_vcpu *v, struct task_struct *t
 	v->blamed_run_delay_ns = run_delay_ns;
 	v->seen_exec_ns = task->se.sum_exec_runtime;
 	v->on_cpu_ns = 0;
-}
-
-static __always_inline void switched_out(void *ctx, struct task_struct *prev, bool preempt)
-{
-	__u64 now = bpf_ktime_get_ns();
-	__u32 tid = prev->pid;
-	struct lag_vcpu *v = bpf_map_lookup_elem(&vcpus, &tid);
-
-	if (!v)
-		return;
-	write_begin(v);
-	if (v->place == LAG_RUNNING && v->seen_pcount == prev->sched_info.pcount)
-		settle(v, now);
-	else
-		by_the_books(v, prev, now, 0);
-	if (preempt || task_runnable(prev))
-		v->place = LAG_PREEMPTED;
-	else if (!v->inside)
-		v->place = LAG_VMM_ASLEEP;
-	else
-		v->place = is_halted(v, prev) ? LAG_HALTED : LAG_BLOCKED;
-	if (v->place == LAG_HALTED && !v->poll_until_ns)
-		v->poll_until_ns = now;
-	if (with_stacks && v->place == LAG_BLOCKED)
-		v->stack = bpf_get_stackid(ctx, &stacks, 0);
-	saw_switch(v, prev, prev->sched_info.pcount, prev->sched_info.run_delay);
-	v->off_cfs_rq = (__u64)prev->se.cfs_rq;
-	v->off_throttled_ns = cfs_rq_throttled_ns(prev->se.cfs_rq);
-	write_end(v);
 }
 
 /* A look back at who ran on a CPU while a vCPU waited there. */
@@ -499,6 +475,64 @@ static __always_inline void add_culprits(struct lag_vcpu *v, struct look *look)
 		__sync_fetch_and_add(&v->times.culprits_ns[i], look->culprits_ns[i]);
 }
 
+/*
+ * The one wait that sched_switch has not shown the end of ended when @task came to the CPU that it
+ * now leaves; but who ran there last, before it, is not known either.
+ */
+static __noinline void blame_unseen(struct lag_vcpu *v, struct task_struct *task)
+{
+	__u64 arrived_ns = BPF_CORE_READ(task, sched_info.last_arrival), from_ns, to_ns;
+	__u32 tid = BPF_CORE_READ(task, pid), cpu = bpf_get_smp_processor_id();
+	struct cpu_log *log = bpf_map_lookup_elem(&cpu_logs, &cpu);
+	struct look *look;
+
+	if (!log)
+		return;
+	from_ns = arrived_ns - (BPF_CORE_READ(task, sched_info.run_delay) - v->blamed_run_delay_ns);
+	if (from_ns < v->blamed_until_ns)
+		from_ns = v->blamed_until_ns;
+	v->blamed_until_ns = 0;
+	/* The last slice is @task's own, and has who is not known at its beginning. */
+	to_ns = log->slices[(log->head - 2) & (LOG_SLICES - 1)].end_ns;
+	if (from_ns >= to_ns)
+		return;
+	look = look_back(v, tid, cpu, from_ns, to_ns, cpu);
+	if (look)
+		add_culprits(v, look);
+}
+
+static __always_inline void switched_out(void *ctx, struct task_struct *prev, bool preempt)
+{
+	__u64 now = bpf_ktime_get_ns();
+	__u32 tid = prev->pid;
+	struct lag_vcpu *v = bpf_map_lookup_elem(&vcpus, &tid);
+
+	if (!v)
+		return;
+	write_begin(v);
+	if (v->place == LAG_RUNNING && v->seen_pcount == prev->sched_info.pcount) {
+		settle(v, now);
+	} else {
+		by_the_books(v, prev, now, 0);
+		if (v->seen_pcount + 1 == prev->sched_info.pcount)
+			blame_unseen(v, prev);
+	}
+	if (preempt || task_runnable(prev))
+		v->place = LAG_PREEMPTED;
+	else if (!v->inside)
+		v->place = LAG_VMM_ASLEEP;
+	else
+		v->place = is_halted(v, prev) ? LAG_HALTED : LAG_BLOCKED;
+	if (v->place == LAG_HALTED && !v->poll_until_ns)
+		v->poll_until_ns = now;
+	if (with_stacks && v->place == LAG_BLOCKED)
+		v->stack = bpf_get_stackid(ctx, &stacks, 0);
+	saw_switch(v, prev, prev->sched_info.pcount, prev->sched_info.run_delay);
+	v->off_cfs_rq = (__u64)prev->se.cfs_rq;
+	v->off_throttled_ns = cfs_rq_throttled_ns(prev->se.cfs_rq);
+	write_end(v);
+}
+
 static __always_inline void record_wait(struct lag_vcpu *v, __u32 tid, __u64 wait_ns)
 {
 	struct waits_key key = {.start_boottime_ns = v->vm.start_boottime_ns, .tid = tid};
@@ -564,6 +598,7 @@ static __always_inline void switched_in(struct task_struct *next, struct rq *rq)
 
 	if (!v)
 		return;
+	compare_clocks(cpu, now, clock, true);
 	preempted = v->place == LAG_PREEMPTED;
 	off_ns = now - v->since_ns;
 	queued_ns = task_queued_ns(next);
@@ -688,7 +723,7 @@ static __always_inline void blame_so_far(struct lag_vcpu *v, struct rq *rq, __u3
 	before = &log->slices[(log->head - 1) & (LOG_SLICES - 1)];
 	curr = BPF_CORE_READ(rq, curr);
 	running.end_ns = clock;
-	running.taken_ns = clock - BPF_CORE_READ(rq, clock_task);
+	running.taken_ns = BPF_CORE_READ(rq, clock) - BPF_CORE_READ(rq, clock_task);
 	running.tgid = BPF_CORE_READ(curr, tgid);
 	running.kthread = BPF_CORE_READ(curr, flags) & PF_KTHREAD;
 	if (before->end_ns)
@@ -862,7 +897,7 @@ struct {
 static __always_inline void claim_and_blame(struct lag_vcpu *v, struct rq *rq, __u32 tid,
 					    __u64 from_ns)
 {
-	__u64 clock = BPF_CORE_READ(rq, clock);
+	__u64 clock = clock_now(rq);
 	__u32 seen = *(volatile __u32 *)&v->seq;
 
 	if (from_ns < v->blamed_until_ns)
@@ -883,17 +918,19 @@ static __always_inline int visit(struct seq_file *seq, struct task_struct *task)
 	struct lag_sample *sample;
 	struct lag_vcpu *v;
 	struct rq *rq;
-	__s64 offset;
+	__u64 clock, queued;
 
 	if (!task || !task->pid)
 		return 0;
 	tid = task->pid;
+	rq = BPF_CORE_READ(task, se.cfs_rq, rq);
+	clock = BPF_CORE_READ(rq, clock);
+	compare_clocks(BPF_CORE_READ(rq, cpu), bpf_ktime_get_ns(), clock, false);
 	if (!counting) {
 		if (task_in_vcpu(task))
 			note_vm(task->tgid);
 		return 0;
 	}
-	rq = BPF_CORE_READ(task, se.cfs_rq, rq);
 	v = bpf_map_lookup_elem(&vcpus, &tid);
 	if (!v && task_in_vcpu(task)) {
 		v = add_vcpu(task, task->on_cpu ? LAG_RUNNING : LAG_PREEMPTED, 1);
@@ -904,21 +941,20 @@ static __always_inline int visit(struct seq_file *seq, struct task_struct *task)
 			/* When it last polled was before. */
 			v->poll_until_ns = v->since_ns;
 			/* Nor is anybody blamed for what was before. */
-			v->blamed_until_ns = BPF_CORE_READ(rq, clock);
+			v->blamed_until_ns = clock_now(rq);
 		}
 	}
 	sample = bpf_map_lookup_elem(&scratch, &first);
-	if (!v || v->ended_ns || !sample)
+	if (!v || !v->known_ns || v->ended_ns || !sample)
 		return 0;
+	queued = task->sched_info.last_queued;
 	/* Asleep but queued is a delayed dequeue, no wait: see runqlat.bpf.c. */
-	sample->queued_ns = task->sched_info.last_queued;
 	if (task->on_cpu || !task->on_rq || !task_runnable(task))
-		sample->queued_ns = 0;
-	if (sample->queued_ns)
-		claim_and_blame(v, rq, tid, sample->queued_ns);
-	offset = bpf_ktime_get_ns() - BPF_CORE_READ(rq, clock);
-	if (offset < clock_offset_ns)
-		clock_offset_ns = offset;
+		queued = 0;
+	if (queued)
+		claim_and_blame(v, rq, tid, queued);
+	clock = clock_now(rq);
+	sample->queued_for_ns = queued && clock > queued ? clock - queued : 0;
 	sample->throttled_ns = cfs_rq_throttled_ns(BPF_CORE_READ(task, se.cfs_rq));
 	sample->run_delay_ns = task->sched_info.run_delay;
 	sample->tid = tid;

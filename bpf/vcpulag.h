@@ -88,7 +88,7 @@ struct lag_vcpu {
 struct lag_sample {
 	struct lag_vcpu vcpu;
 	__u64 now_ns;
-	__u64 queued_ns; /* on the run queue's clock, if it waits */
+	__u64 queued_for_ns; /* on this run queue, if it waits */
 	__u64 run_delay_ns;
 	__u64 throttled_ns;
 	__u32 tid;

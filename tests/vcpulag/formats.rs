@@ -101,7 +101,7 @@ fn json_has_the_names_of_csv_and_more() {
         assert_eq!(found, expected);
         let kinds: Vec<&str> =
             row["blamed_ns"].as_object().unwrap().keys().map(String::as_str).collect();
-        assert_eq!(kinds.len(), 5, "{kinds:?}");
+        assert_eq!(kinds.len(), 6, "{kinds:?}");
         for culprit in row["culprits"].as_array().unwrap() {
             assert!(kinds.contains(&culprit["kind"].as_str().unwrap()), "{culprit}");
             assert!(culprit["pid"].is_u64() && culprit["name"].is_string(), "{culprit}");

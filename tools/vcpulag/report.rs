@@ -458,9 +458,12 @@ fn write_row(out: &mut dyn Write, named: &NamedRow) -> Result<()> {
     let who = culprits.iter().zip(&named.culprits).take(CULPRITS);
     let who = who.filter_map(|((_, ns), name)| share(name, *ns));
     let unknown = share("not known who", times.unknown_ns());
-    let words: Vec<String> = quota.into_iter().chain(who).chain(unknown).collect();
-    if !words.is_empty() {
-        writeln!(out, "  waited for {}", words.join(", "))?;
+    let whom: Vec<String> = quota.into_iter().chain(who).chain(unknown).collect();
+    if let Some((last, others)) = whom.split_last() {
+        let mut words = vec!["  waited for".to_owned()];
+        words.extend(others.iter().map(|who| format!("{who},")));
+        words.push(last.clone());
+        output::write_words(out, &words)?;
     }
     Ok(())
 }

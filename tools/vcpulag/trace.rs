@@ -85,7 +85,7 @@ type LongWaits = (RingBuffer<'static>, Rc<RefCell<Vec<LongWait>>>);
 pub struct Tracer<'obj> {
     skel: VcpulagSkel<'obj>,
     samples: Link,
-    _others: Vec<Link>,
+    others: Vec<Link>,
     slow: Option<LongWaits>,
     epoch: u32,
     interval_start: Instant,
@@ -105,32 +105,21 @@ impl<'obj> Tracer<'obj> {
             FIRST_EPOCH;
         let skel = open.load().map_err(host::explain_load_error)?;
         let slow = wanted.slower.map(|_| long_waits(&skel)).transpose()?;
-        let progs = &skel.progs;
-        let in_order = [
-            &progs.sched_process_exit,
-            &progs.sched_process_exec,
-            &progs.kvm_vcpu_wakeup,
-            &progs.sched_migrate_task,
-            &progs.sched_switch,
-            &progs.kvm_fpu,
-        ];
-        let samples = progs.samples.attach().context("failed to attach the task iterator")?;
-        // Finds out who is a VM, so that none is taken for an ordinary task.
-        run_iterator(&samples)?;
-        let others = in_order.map(|prog| {
-            prog.attach().with_context(|| format!("failed to attach `{}`", prog.name().display()))
-        });
-        let others = others.into_iter().collect::<Result<_>>()?;
+        let samples = skel.progs.samples.attach().context("failed to attach the task iterator")?;
         let mut tracer = Self {
             skel,
             samples,
-            _others: others,
+            others: Vec::new(),
             slow,
             epoch: FIRST_EPOCH,
             interval_start: Instant::now(),
             earlier_losses: Losses::default(),
         };
+        // Finds out who is a VM, so that none is taken for an ordinary task.
+        run_iterator(&tracer.samples)?;
+        tracer.others = attach(&tracer.skel)?;
         tracer.bss_mut()?.counting = true;
+        tracer.interval_start = Instant::now();
         // Finds the vCPUs that are in KVM now.
         tracer.read_samples()?;
         Ok(tracer)
@@ -246,13 +235,10 @@ impl<'obj> Tracer<'obj> {
         self.skel.maps.bss_data.as_deref_mut().context("failed to map the program's variables")
     }
 
-    fn read_samples(&mut self) -> Result<Vec<Sample>> {
-        self.bss_mut()?.clock_offset_ns = i64::MAX;
+    fn read_samples(&self) -> Result<Vec<Sample>> {
         let bytes = run_iterator(&self.samples)?;
-        // A run queue's clock stands still between its updates: the one updated last tells by how much all differ.
-        let offset_ns = self.bss_mut()?.clock_offset_ns;
         let samples = bytes.chunks(size_of::<types::lag_sample>());
-        samples.map(|record| Ok(sample(&copy_out(record)?, offset_ns))).collect()
+        samples.map(|record| Ok(sample(&copy_out(record)?))).collect()
     }
 
     fn read_ended(&self) -> Result<Vec<Sample>> {
@@ -296,6 +282,22 @@ impl<'obj> Tracer<'obj> {
         };
         Ok(pairs.iter().map(element).collect())
     }
+}
+
+fn attach(skel: &VcpulagSkel<'_>) -> Result<Vec<Link>> {
+    let progs = &skel.progs;
+    let in_order = [
+        &progs.sched_process_exit,
+        &progs.sched_process_exec,
+        &progs.kvm_vcpu_wakeup,
+        &progs.sched_migrate_task,
+        &progs.sched_switch,
+        &progs.kvm_fpu,
+    ];
+    let links = in_order.map(|prog| {
+        prog.attach().with_context(|| format!("failed to attach `{}`", prog.name().display()))
+    });
+    links.into_iter().collect()
 }
 
 fn run_iterator(link: &Link) -> Result<Vec<u8>> {
@@ -393,7 +395,7 @@ const HALTED: u32 = 2;
 const BLOCKED: u32 = 3;
 
 /// What goes on counts up to now.
-fn sample(sample: &types::lag_sample, offset_ns: i64) -> Sample {
+fn sample(sample: &types::lag_sample) -> Sample {
     let vcpu = &sample.vcpu;
     let mut times = times(&vcpu.times);
     let so_far_ns = sample.now_ns.saturating_sub(vcpu.since_ns);
@@ -412,13 +414,11 @@ fn sample(sample: &types::lag_sample, offset_ns: i64) -> Sample {
             waiting_ns = Some(so_far_ns);
         }
         asleep => {
-            let clock_ns = sample.now_ns.saturating_add_signed(-offset_ns);
-            let wait_ns = match sample.queued_ns {
+            // What it waited on other run queues is in the books already.
+            let before_ns = sample.run_delay_ns.saturating_sub(vcpu.seen_run_delay_ns);
+            let wait_ns = match sample.queued_for_ns {
                 0 => 0,
-                queued_ns => {
-                    let before = sample.run_delay_ns.saturating_sub(vcpu.seen_run_delay_ns);
-                    (before + clock_ns.saturating_sub(queued_ns)).min(so_far_ns)
-                }
+                queued_for_ns => (before_ns + queued_for_ns).min(so_far_ns),
             };
             times.wait_wakeup_ns += wait_ns;
             waiting_ns = (wait_ns > 0).then_some(wait_ns);
