@@ -224,6 +224,7 @@ static __noinline struct lag_vcpu *add_vcpu(struct task_struct *task, __u32 plac
 	v->seen_run_delay_ns = BPF_CORE_READ(task, sched_info.run_delay);
 	v->blamed_run_delay_ns = v->seen_run_delay_ns;
 	v->seen_exec_ns = BPF_CORE_READ(task, se.sum_exec_runtime);
+	v->seen_nvcsw = BPF_CORE_READ(task, nvcsw);
 	v->off_throttled_ns = cfs_rq_throttled_ns(BPF_CORE_READ(task, se.cfs_rq));
 	write_end(v);
 	flags = pid_flags(tid);
@@ -267,13 +268,14 @@ static __always_inline bool is_halted(struct lag_vcpu *v, struct task_struct *ta
 /*
  * sched_switch has not shown all of @task's switches since the last one seen, as happens while some
  * other tool attaches to it: the kernel's books, with @queued_ns for the wait that ends now, if one
- * does, tell what there was until now. Not inlined: it is rare.
+ * does, tell what there was until now. @sleeps is 1 if it goes to sleep now. Not inlined: it is
+ * rare.
  */
 static __noinline void by_the_books(struct lag_vcpu *v, struct task_struct *task, __u64 now,
-				    __u64 queued_ns)
+				    __u64 queued_ns, __u64 sleeps)
 {
 	__u64 left_ns = now - v->since_ns;
-	__u64 run_ns, wait_ns;
+	__u64 run_ns, wait_ns, slept;
 	__u32 place = v->place;
 
 	run_ns = BPF_CORE_READ(task, se.sum_exec_runtime) - v->seen_exec_ns;
@@ -286,7 +288,13 @@ static __noinline void by_the_books(struct lag_vcpu *v, struct task_struct *task
 		wait_ns = left_ns;
 	left_ns -= wait_ns;
 	v->times.wait_wakeup_ns += wait_ns;
-	if (place == LAG_RUNNING || place == LAG_PREEMPTED)
+	/* Counted in __schedule() before sched_switch, for who goes to sleep. */
+	slept = BPF_CORE_READ(task, nvcsw) - v->seen_nvcsw - sleeps;
+	if ((place == LAG_RUNNING || place == LAG_PREEMPTED) && !slept) {
+		/* By so much the books' clock differs. */
+		run_ns += left_ns;
+		left_ns = 0;
+	} else if (place == LAG_RUNNING || place == LAG_PREEMPTED)
 		place = !v->inside ? LAG_VMM_ASLEEP : is_halted(v, task) ? LAG_HALTED : LAG_BLOCKED;
 	if (v->inside)
 		v->times.run_ns += run_ns;
@@ -312,6 +320,7 @@ static __always_inline void saw_switch(struct lag_vcpu *v, struct task_struct *t
 	v->seen_run_delay_ns = run_delay_ns;
 	v->blamed_run_delay_ns = run_delay_ns;
 	v->seen_exec_ns = task->se.sum_exec_runtime;
+	v->seen_nvcsw = task->nvcsw;
 	v->on_cpu_ns = 0;
 }
 
@@ -505,19 +514,21 @@ static __always_inline void switched_out(void *ctx, struct task_struct *prev, bo
 {
 	__u64 now = bpf_ktime_get_ns();
 	__u32 tid = prev->pid;
+	bool sleeps;
 	struct lag_vcpu *v = bpf_map_lookup_elem(&vcpus, &tid);
 
 	if (!v)
 		return;
+	sleeps = !preempt && !task_runnable(prev);
 	write_begin(v);
 	if (v->place == LAG_RUNNING && v->seen_pcount == prev->sched_info.pcount) {
 		settle(v, now);
 	} else {
-		by_the_books(v, prev, now, 0);
+		by_the_books(v, prev, now, 0, sleeps);
 		if (v->seen_pcount + 1 == prev->sched_info.pcount)
 			blame_unseen(v, prev);
 	}
-	if (preempt || task_runnable(prev))
+	if (!sleeps)
 		v->place = LAG_PREEMPTED;
 	else if (!v->inside)
 		v->place = LAG_VMM_ASLEEP;
@@ -621,7 +632,7 @@ static __always_inline void switched_in(struct task_struct *next, struct rq *rq)
 
 	write_begin(v);
 	if (!seen) {
-		by_the_books(v, next, now, queued_ns);
+		by_the_books(v, next, now, queued_ns, 0);
 		v->times.wakeups++;
 		goto arrived;
 	}

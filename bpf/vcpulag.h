@@ -70,6 +70,7 @@ struct lag_vcpu {
 	__u64 seen_pcount;
 	__u64 seen_run_delay_ns;
 	__u64 seen_exec_ns;
+	__u64 seen_nvcsw;
 	__u64 on_cpu_ns; /* since then, of what is in the times */
 	__u64 off_throttled_ns;
 	__u64 off_cfs_rq;	   /* whose */

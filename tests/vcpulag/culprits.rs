@@ -67,11 +67,12 @@ fn a_host_task_is_the_culprit() {
     assert_eq!(rows.len(), 1);
     let row = &rows[0];
     let (wait_ns, hog_ns) = (ns(row, "wait_ns"), taken_by(row, id()));
-    assert!(hog_ns > 800_000_000, "it took half of 2 s: {row}");
-    // As much as it took, but for what it took from others that the guest would have waited for anyway.
-    assert!(hog_ns <= wait_ns, "{row}");
-    let others_ns: u64 = blamed(row) - hog_ns;
-    assert!(hog_ns + others_ns >= wait_ns - wait_ns / 50, "all is known: {row}");
+    assert!((800_000_000..1_400_000_000).contains(&wait_ns), "half of 2 s: {row}");
+    // Others work on this machine, too.
+    let others_ns = blamed(row) - hog_ns;
+    assert!(others_ns * 5 <= wait_ns, "{row}");
+    assert!(hog_ns * 100 >= (wait_ns - others_ns) * 99, "it is the hog: {row}");
+    assert!(hog_ns <= wait_ns + wait_ns / 100, "{row}");
     let hog = row["culprits"].as_array().unwrap().iter().find(|c| c["pid"] == id()).unwrap();
     assert_eq!(hog["kind"], "task", "{row}");
     guests.end();
@@ -114,6 +115,46 @@ fn vcpus_of_one_vm_hold_each_other_up() {
         let (same_ns, ran_ns) = (ns(&rows[i]["blamed_ns"], "same vm"), ns(&rows[1 - i], "run_ns"));
         assert!(same_ns.abs_diff(ran_ns) * 20 <= ran_ns + 200_000_000, "{rows:#?}");
     }
+    guests.end();
+}
+
+#[test]
+fn a_vm_whose_io_thread_burns_is_its_own_culprit() {
+    let _alone = alone();
+    let guests = Guests::on_cpu(1, &["--vms", "1", "--io-thread", "100", "--duration", "60"]);
+    let rows = rows(&["-c", &guests.cgroup(), "-d", "2"]);
+    assert_eq!(rows.len(), 1);
+    let row = &rows[0];
+    let (wait_ns, own_ns) = (ns(row, "wait_ns"), taken_by(row, guests.pids()[0]));
+    assert!((700_000_000..1_500_000_000).contains(&wait_ns), "half of 2 s: {row}");
+    let others_ns = blamed(row) - own_ns;
+    assert!(others_ns * 5 <= wait_ns, "{row}");
+    assert!(own_ns * 100 >= (wait_ns - others_ns) * 99, "it is itself: {row}");
+    assert_eq!(ns(&row["blamed_ns"], "same vm"), own_ns);
+    assert_eq!(
+        (&row["culprits"][0]["kind"], &row["culprit"]),
+        (&"same vm".into(), &"itself".into())
+    );
+    guests.end();
+}
+
+#[test]
+fn a_vcpu_that_waits_for_its_own_quota_is_nobodys_victim() {
+    let _alone = alone();
+    let guests = Guests::on_cpu(1, &["--vms", "1", "--cpu-max", "30", "--duration", "60"]);
+    let cgroup = guests.cgroup();
+    let rows = rows(&["-c", &cgroup, "-d", "3"]);
+    assert_eq!(rows.len(), 1);
+    let row = &rows[0];
+    let (wait_ns, throttled_ns) = (ns(row, "wait_ns"), ns(row, "wait_throttled_ns"));
+    assert!((1_900_000_000..2_500_000_000).contains(&wait_ns), "70 % of 3 s: {row}");
+    // What goes on at the interval's end is not known to be for the quota: at most a period less the quota.
+    let others_ns = blamed(row);
+    assert!(throttled_ns + others_ns + 80_000_000 >= wait_ns - wait_ns / 50, "{row}");
+    assert!(others_ns * 5 <= wait_ns, "but for those who work on this machine, too: {row}");
+    let text = Tool::start(VCPULAG, &["-c", &cgroup, "-d", "2"]).wait().stdout;
+    assert!(text.contains("\n  waited for its quota "), "{text}");
+    assert!(text.ends_with(" of that was their own quota\n"), "{text}");
     guests.end();
 }
 

@@ -10,6 +10,7 @@ mod cli;
 mod culprits;
 mod filters;
 mod formats;
+mod idle;
 mod steal;
 
 /// The binary under test.
