@@ -257,6 +257,14 @@ struct preempt_notifier {
 	struct hlist_node link;
 };
 
+/* include/uapi/linux/kvm.h */
+enum {
+	KVM_MP_STATE_UNINITIALIZED = 1,
+	KVM_MP_STATE_INIT_RECEIVED = 2,
+	KVM_MP_STATE_HALTED = 3,
+	KVM_MP_STATE_AP_RESET_HOLD = 9,
+};
+
 struct kvm_vcpu_arch {
 	int mp_state;
 };
