@@ -130,19 +130,25 @@ impl Times {
     fn since(mut self, mut earlier: Self) -> Self {
         let whole = (self.sum_ns()).saturating_sub(earlier.sum_ns());
         for (now, before) in self.fields_mut().zip(earlier.fields_mut()) {
-            // How a wait that goes on began, and whether a quota is in its way, is known for certain only at its
-            // end: what was taken for one may turn out to be another.
+            // How a wait that goes on began, whether a quota is in its way, and when a sleep became one, is known for
+            // certain only at its end: what was taken for one may turn out to be another.
             *now = now.saturating_sub(*before);
         }
-        let excess = self.sum_ns() - whole.min(self.sum_ns());
-        let mut excess = excess;
-        for part in
-            [&mut self.wait_throttled_ns, &mut self.wait_preempted_ns, &mut self.wait_wakeup_ns]
-        {
+        let mut excess = self.sum_ns().saturating_sub(whole);
+        for part in [
+            &mut self.wait_throttled_ns,
+            &mut self.wait_preempted_ns,
+            &mut self.wait_wakeup_ns,
+            &mut self.halt_ns,
+            &mut self.blocked_ns,
+            &mut self.vmm_ns,
+            &mut self.run_ns,
+        ] {
             let taken = excess.min(*part);
             *part -= taken;
             excess -= taken;
         }
+        self.vmm_cpu_ns = self.vmm_cpu_ns.min(self.vmm_ns);
         self
     }
 
