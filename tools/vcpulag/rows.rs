@@ -297,20 +297,19 @@ pub fn rows(by_vm: bool, reading: &Reading, earlier: &mut Earlier) -> Vec<Row> {
         let thread = threads.get(&id)?;
         Some((thread.vm, (!by_vm).then_some(*thread)))
     };
+    // A vCPU that has come since the samples were taken has no row yet: what it has is the next interval's.
     for element in &reading.waits {
+        let Some(row) = key_of(element.id).and_then(|key| rows.get_mut(&key)) else { continue };
         let before = earlier.waits.insert((element.id, element.octave), element.counts.clone());
         let since = element.counts.since(&before.unwrap_or_default());
-        if let Some(row) = key_of(element.id).and_then(|key| rows.get_mut(&key)) {
-            row.waits.add(element.octave as usize, &since, reading.epoch);
-        }
+        row.waits.add(element.octave as usize, &since, reading.epoch);
     }
     let mut blamed: HashMap<_, BTreeMap<Culprit, u64>> = HashMap::new();
     for pair in &reading.pairs {
+        let Some(key) = key_of(pair.victim) else { continue };
         let before = earlier.pairs.insert((pair.victim, pair.culprit.pid), pair.ns);
         let ns = pair.ns - before.unwrap_or(0).min(pair.ns);
-        if let Some(key) = key_of(pair.victim)
-            && ns > 0
-        {
+        if ns > 0 {
             *blamed.entry(key).or_default().entry(pair.culprit.clone()).or_default() += ns;
         }
     }
