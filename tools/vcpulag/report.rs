@@ -2,7 +2,7 @@
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
-use std::io::Write;
+use std::io::{self, Write};
 
 use anyhow::Result;
 use common::args::CsvKind;
@@ -199,6 +199,8 @@ pub const BANNER: &str = "Tracing vCPUs... Hit Ctrl-C to end.";
 const NAME: usize = 15;
 /// How many culprits text names for each row.
 const CULPRITS: usize = 3;
+/// The width of each of the matrix's two parties, with the space after it.
+const PARTY: usize = 25;
 
 impl Report {
     /// What comes before the first interval.
@@ -296,7 +298,7 @@ impl Report {
             writeln!(out, "... and {} more (--top)", rows.len() - shown)?;
         }
         if !rows.is_empty() && !self.by_vm {
-            output::write_words(out, &[verdict(rows, self.late_percent)])?;
+            output::write_words(out, &verdict(rows, self.late_percent))?;
         }
         for line in losses.warnings().iter().chain(&losses.notes()) {
             writeln!(out, "{line}")?;
@@ -379,11 +381,12 @@ impl Groups {
     /// The `top` that have the most time, and of each the [`CULPRITS`] that have.
     fn write(self, out: &mut dyn Write, heads: [&str; 2], top: usize, seconds: f64) -> Result<()> {
         let [one, other] = heads;
-        writeln!(out, "\n{one:<24} {other:<24} {:>7} {:>9}", "TIME", "OF A CPU")?;
-        let mut line = |one: &str, other: &str, ns: u64| {
+        writeln!(out, "\n{one:<PARTY$}{other:<PARTY$}{:>7} {:>9}", "TIME", "OF A CPU")?;
+        let mut line = |one: &str, other: &str, ns: u64| -> io::Result<()> {
             let share = ns as f64 / 1e7 / seconds;
-            let (one, other, time) = (printable(one), printable(other), short_duration(ns));
-            writeln!(out, "{one:<24} {other:<24} {time:>7} {share:>8.1}%")
+            write_name(out, &printable(one), 0)?;
+            write_name(out, &printable(other), PARTY)?;
+            writeln!(out, "{:>7} {share:>8.1}%", short_duration(ns))
         };
         let sum = |group: &BTreeMap<String, u64>| group.values().sum::<u64>();
         let mut groups: Vec<_> = self.0.into_iter().collect();
@@ -408,6 +411,14 @@ impl Groups {
             }
         }
         Ok(())
+    }
+}
+
+/// Writes a column of the matrix that begins after `indent` others; what does not fit has a line of its own.
+fn write_name(out: &mut dyn Write, name: &str, indent: usize) -> io::Result<()> {
+    match name.chars().count() < PARTY {
+        true => write!(out, "{name:<PARTY$}"),
+        false => write!(out, "{name}\n{:<1$}", "", indent + PARTY),
     }
 }
 
@@ -458,21 +469,23 @@ fn write_row(out: &mut dyn Write, named: &NamedRow) -> Result<()> {
     let who = culprits.iter().zip(&named.culprits).take(CULPRITS);
     let who = who.filter_map(|((_, ns), name)| share(name, *ns));
     let unknown = share("not known who", times.unknown_ns());
-    let words: Vec<String> = quota.into_iter().chain(who).chain(unknown).collect();
-    if !words.is_empty() {
-        writeln!(out, "  waited for {}", words.join(", "))?;
+    let mut words: Vec<String> = quota.into_iter().chain(who).chain(unknown).collect();
+    if let Some((_, all_but_last)) = words.split_last_mut() {
+        all_but_last.iter_mut().for_each(|word| word.push(','));
+        words[0].insert_str(0, "  waited for ");
+        output::write_words(out, &words)?;
     }
     Ok(())
 }
 
 /// How many vCPUs were late, and whose fault it was, in plain words.
-fn verdict(rows: &[NamedRow], late_percent: f64) -> String {
+fn verdict(rows: &[NamedRow], late_percent: f64) -> Vec<String> {
     let is_late =
         |row: &&NamedRow| percent(row.row.times.wait_ns(), row.row.times.sum_ns()) > late_percent;
     let late: Vec<&NamedRow> = rows.iter().filter(is_late).collect();
     let all = rows.len();
     if late.is_empty() {
-        return format!("none of {all} vCPUs waited more than {late_percent} % of the time");
+        return vec![format!("none of {all} vCPUs waited more than {late_percent} % of the time")];
     }
     let wait_ns: u64 = late.iter().map(|row| row.row.times.wait_ns()).sum();
     let of = |kind| late.iter().map(|row| row.row.times.blamed_ns(kind)).sum::<u64>();
@@ -490,9 +503,8 @@ fn verdict(rows: &[NamedRow], late_percent: f64) -> String {
     ];
     let worst = causes.into_iter().max_by_key(|(ns, _)| *ns);
     let (ns, who) = worst.unwrap_or_default();
-    format!(
-        "{} of {all} vCPUs waited more than {late_percent} % of the time; {:.0} % of that was {who}",
-        late.len(),
-        percent(ns, wait_ns)
-    )
+    vec![
+        format!("{} of {all} vCPUs waited more than {late_percent} % of the time;", late.len()),
+        format!("{:.0} % of that was {who}", percent(ns, wait_ns)),
+    ]
 }

@@ -47,12 +47,17 @@ const COLUMNS: [&str; 12] = [
     "culprit_ns",
 ];
 
+/// The widths of the VM's column and of what remains for the culprit: a thread's name. Longer names have lines of their
+/// own.
+const VCPU: usize = 15;
+const CULPRIT: usize = 15;
+
 /// What comes before the first one.
 pub fn begin(out: &mut dyn Write, format: Format) -> Result<()> {
     match format {
         Format::Text => writeln!(
             out,
-            "{:<12} {:<18} {:>3} {:>6} {:<9} {:>9} WHO RAN",
+            "{:<12} {:<VCPU$} {:>3} {:>5} {:<9} {:>9} WHO RAN",
             "TIME", "VM/VCPU", "CPU", "WAIT", "BEGAN", "THROTTLED"
         )?,
         Format::Csv(_) => output::write_csv_header(out, COLUMNS)?,
@@ -73,17 +78,25 @@ pub fn write(
     if format == Format::Text {
         let clock = wait.end.to_zoned(TimeZone::system()).strftime("%H:%M:%S%.3f").to_string();
         let vcpu = wait.thread.vcpu.map_or_else(|| "?".to_owned(), |vcpu| vcpu.to_string());
+        let vcpu = printable(&format!("{vm}/{vcpu}"));
+        match vcpu.chars().count() <= VCPU {
+            true => write!(out, "{clock:<12} {vcpu:<VCPU$}")?,
+            false => write!(out, "{clock:<12} {vcpu}\n{:<12} {:<VCPU$}", "", "")?,
+        }
         write!(
             out,
-            "{clock:<12} {:<18} {:>3} {:>6} {began:<9} {:>9}",
-            printable(&format!("{vm}/{vcpu}")),
+            " {:>3} {:>5} {began:<9} {:>9}",
             wait.cpu,
             short_duration(wait.wait_ns),
             short_duration(wait.throttled_ns)
         )?;
         match culprit {
             Some(culprit) => {
-                writeln!(out, " {} {}", printable(culprit), short_duration(wait.culprit_ns))?;
+                let culprit = printable(culprit);
+                if culprit.chars().count() > CULPRIT {
+                    write!(out, "\n{:<12}", "")?;
+                }
+                writeln!(out, " {culprit} {}", short_duration(wait.culprit_ns))?;
             }
             None => writeln!(out)?,
         }
