@@ -357,8 +357,12 @@ impl Report {
             victims.add(&row.title(), "not known who", row.row.times.unknown_ns());
         }
         let seconds = interval.length.as_secs_f64();
-        victims.write(out, ["WHO WAITED", "WHO RAN"], self.top, seconds)?;
-        culprits.write(out, ["WHO RAN", "WHO WAITED"], self.top, seconds)?;
+        if rows.is_empty() {
+            writeln!(out, "\nno vCPUs")?;
+        } else {
+            victims.write(out, ["WHO WAITED", "WHO RAN"], self.top, seconds)?;
+            culprits.write(out, ["WHO RAN", "WHO WAITED"], self.top, seconds)?;
+        }
         for line in losses.warnings().iter().chain(&losses.notes()) {
             writeln!(out, "{line}")?;
         }
@@ -391,6 +395,7 @@ impl Groups {
         let sum = |group: &BTreeMap<String, u64>| group.values().sum::<u64>();
         let mut groups: Vec<_> = self.0.into_iter().collect();
         groups.sort_by_key(|(_, group)| Reverse(sum(group)));
+        let more = groups.len().saturating_sub(top);
         for (one, group) in groups.into_iter().take(top) {
             let all = sum(&group);
             let mut others: Vec<_> = group.into_iter().collect();
@@ -409,6 +414,9 @@ impl Groups {
             if count > CULPRITS {
                 line("", &format!("{} more", count - CULPRITS), all - shown)?;
             }
+        }
+        if more > 0 {
+            writeln!(out, "... and {more} more (--top)")?;
         }
         Ok(())
     }
