@@ -545,9 +545,9 @@ mod tests {
                 pair(c, backup(), 1_000),
             ],
             ..reading(&[
-                waiting(Some(5), sample(a, waits_for(45))),
+                waiting(Some(8), sample(a, waits_for(45))),
                 waiting(None, sample(c, waits_for(1_000))),
-                waiting(Some(8), sample(b, waits_for(46))),
+                waiting(Some(5), sample(b, waits_for(46))),
             ])
         };
         let by_vm = rows(true, &reading, &mut Earlier::default());
