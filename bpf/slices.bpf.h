@@ -11,7 +11,7 @@
 #include <bpf/bpf_core_read.h>
 
 /* A power of two; a wait that has seen more is not blamed on the earlier ones. */
-#define LOG_SLICES 512
+#define LOG_SLICES 2048
 
 #define PF_KTHREAD 0x00200000 /* include/linux/sched.h */
 

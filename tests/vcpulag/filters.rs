@@ -32,7 +32,7 @@ fn every_vcpu_has_a_row() {
     let text = Tool::start(VCPULAG, &["-c", &cgroup, "--top", "3", "-d", "1"]).wait().stdout;
     assert_eq!(text.lines().filter(|line| line.starts_with("loadgen-")).count(), 3, "{text}");
     assert!(text.contains("\n... and 1006 more (--top)\n"), "{text}");
-    assert!(text.contains(" of 1009 vCPUs waited more than 5 % of the time; "), "{text}");
+    assert!(text.contains(" of 1009 vCPUs waited more than 5 % of the time;"), "{text}");
     assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
     guests.end();
 }

@@ -130,19 +130,25 @@ impl Times {
     fn since(mut self, mut earlier: Self) -> Self {
         let whole = (self.sum_ns()).saturating_sub(earlier.sum_ns());
         for (now, before) in self.fields_mut().zip(earlier.fields_mut()) {
-            // How a wait that goes on began, and whether a quota is in its way, is known for certain only at its
-            // end: what was taken for one may turn out to be another.
+            // How a wait that goes on began, whether a quota is in its way, and when a sleep became one, is known for
+            // certain only at its end: what was taken for one may turn out to be another.
             *now = now.saturating_sub(*before);
         }
-        let excess = self.sum_ns() - whole.min(self.sum_ns());
-        let mut excess = excess;
-        for part in
-            [&mut self.wait_throttled_ns, &mut self.wait_preempted_ns, &mut self.wait_wakeup_ns]
-        {
+        let mut excess = self.sum_ns().saturating_sub(whole);
+        for part in [
+            &mut self.wait_throttled_ns,
+            &mut self.wait_preempted_ns,
+            &mut self.wait_wakeup_ns,
+            &mut self.halt_ns,
+            &mut self.blocked_ns,
+            &mut self.vmm_ns,
+            &mut self.run_ns,
+        ] {
             let taken = excess.min(*part);
             *part -= taken;
             excess -= taken;
         }
+        self.vmm_cpu_ns = self.vmm_cpu_ns.min(self.vmm_ns);
         self
     }
 
@@ -166,6 +172,11 @@ impl Times {
     pub fn unknown_ns(&self) -> u64 {
         let known: u64 = self.culprits_ns.iter().sum::<u64>() + self.wait_throttled_ns;
         self.wait_ns().saturating_sub(known)
+    }
+
+    /// Waits for those who have names, if there is room for them: all but the idle task.
+    pub fn named_ns(&self) -> u64 {
+        self.culprits_ns.iter().sum::<u64>() - self.blamed_ns(Kind::Nobody)
     }
 
     /// Waits for others, by kind; the last is what nobody can be blamed for, as it is not known who ran.
@@ -291,20 +302,19 @@ pub fn rows(by_vm: bool, reading: &Reading, earlier: &mut Earlier) -> Vec<Row> {
         let thread = threads.get(&id)?;
         Some((thread.vm, (!by_vm).then_some(*thread)))
     };
+    // A vCPU that has come since the samples were taken has no row yet: what it has is the next interval's.
     for element in &reading.waits {
+        let Some(row) = key_of(element.id).and_then(|key| rows.get_mut(&key)) else { continue };
         let before = earlier.waits.insert((element.id, element.octave), element.counts.clone());
         let since = element.counts.since(&before.unwrap_or_default());
-        if let Some(row) = key_of(element.id).and_then(|key| rows.get_mut(&key)) {
-            row.waits.add(element.octave as usize, &since, reading.epoch);
-        }
+        row.waits.add(element.octave as usize, &since, reading.epoch);
     }
     let mut blamed: HashMap<_, BTreeMap<Culprit, u64>> = HashMap::new();
     for pair in &reading.pairs {
+        let Some(key) = key_of(pair.victim) else { continue };
         let before = earlier.pairs.insert((pair.victim, pair.culprit.pid), pair.ns);
         let ns = pair.ns - before.unwrap_or(0).min(pair.ns);
-        if let Some(key) = key_of(pair.victim)
-            && ns > 0
-        {
+        if ns > 0 {
             *blamed.entry(key).or_default().entry(pair.culprit.clone()).or_default() += ns;
         }
     }
@@ -325,5 +335,248 @@ impl Earlier {
         self.times.retain(|id, _| !ended.contains(id));
         self.waits.retain(|(id, _), _| !ended.contains(id));
         self.pairs.retain(|(victim, _), _| !ended.contains(victim));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use common::hist::FIRST_EPOCH;
+
+    use super::*;
+
+    const VM: VmId = VmId { pid: 4_200, start_boottime_ns: 1 };
+    const OTHER: VmId = VmId { pid: 4_300, start_boottime_ns: 2 };
+
+    fn thread(vm: VmId, tid: i32) -> Thread {
+        Thread { vm, vcpu: Some(0), tid }
+    }
+
+    fn sample(thread: Thread, times: Times) -> Sample {
+        Sample { thread, comm: "qemu".to_owned(), times, waiting_ns: None, ended: false }
+    }
+
+    fn id(thread: Thread) -> (u64, i32) {
+        (thread.vm.start_boottime_ns, thread.tid)
+    }
+
+    /// So many waits of 1,024 ns since the start, of which the longest in each of the two latest epochs is known.
+    fn waits(thread: Thread, count: u64, highest: [u64; 2]) -> WaitsElement {
+        let mut counts = Octave { sum_ns: count * 1_024, highest, ..Octave::default() };
+        counts.slots[0] = count;
+        WaitsElement { id: id(thread), octave: 6, counts }
+    }
+
+    fn culprit(kind: Kind, pid: i32, comm: &str) -> Culprit {
+        Culprit { kind, pid, comm: comm.to_owned() }
+    }
+
+    fn pair(thread: Thread, culprit: Culprit, ns: u64) -> PairElement {
+        PairElement { victim: id(thread), culprit, ns }
+    }
+
+    fn reading(samples: &[Sample]) -> Reading {
+        Reading { epoch: FIRST_EPOCH, samples: samples.to_vec(), ..Reading::default() }
+    }
+
+    /// One vCPU's times in the second of two intervals.
+    fn second(first: Times, second: Times) -> Times {
+        let (mut earlier, vcpu) = (Earlier::default(), thread(VM, 7));
+        rows(false, &reading(&[sample(vcpu, first)]), &mut earlier);
+        rows(false, &reading(&[sample(vcpu, second)]), &mut earlier)[0].times
+    }
+
+    #[test]
+    fn only_what_is_new_is_counted() {
+        let mut earlier = Earlier::default();
+        let vcpu = thread(VM, 7);
+        let at = |n: u64| {
+            let times = Times { run_ns: 10 * n, wakeups: n, ..Times::default() };
+            let waits = vec![waits(vcpu, n, [0; 2])];
+            let pairs = vec![pair(vcpu, culprit(Kind::Task, 9, "backup"), 100 * n)];
+            Reading { waits, pairs, ..reading(&[sample(vcpu, times)]) }
+        };
+        rows(false, &at(3), &mut earlier);
+        let row = &rows(false, &at(5), &mut earlier)[0];
+        assert_eq!((row.times.run_ns, row.times.wakeups), (20, 2));
+        assert_eq!((row.waits.count(), row.waits.sum_ns()), (2, 2 * 1_024));
+        assert_eq!(row.culprits, [(culprit(Kind::Task, 9, "backup"), 200)]);
+        let row = &rows(false, &at(5), &mut earlier)[0];
+        assert_eq!((row.times, row.waits.count()), (Times::default(), 0));
+        assert_eq!(row.culprits, [], "who has taken nothing is not one");
+    }
+
+    #[test]
+    fn a_wait_that_turns_out_to_be_of_another_kind_is_not_counted_twice() {
+        // 10 of a wait that goes on were taken for a preemption's; at its end, 18 of 20 were for its quota.
+        let so_far = Times { wait_preempted_ns: 10, run_ns: 5, ..Times::default() };
+        let end =
+            Times { wait_preempted_ns: 2, wait_throttled_ns: 18, run_ns: 8, ..Times::default() };
+        let times = second(so_far, end);
+        assert_eq!((times.sum_ns(), times.wait_ns(), times.run_ns), (13, 10, 3));
+        // Where the correction is larger than all that came, nothing is below 0.
+        let end = Times { wait_wakeup_ns: 11, run_ns: 5, ..Times::default() };
+        let times = second(so_far, end);
+        assert_eq!((times.wait_wakeup_ns, times.wait_preempted_ns, times.run_ns), (1, 0, 0));
+    }
+
+    #[test]
+    fn a_wait_that_turns_out_to_be_none_leaves_no_more_than_there_was() {
+        // 10 were taken for a wait, of which 7 were still sleep; since then it has run for 5.
+        let so_far = Times { wait_wakeup_ns: 10, ..Times::default() };
+        let end = Times { wait_wakeup_ns: 3, halt_ns: 7, run_ns: 5, ..Times::default() };
+        let times = second(so_far, end);
+        assert_eq!((times.sum_ns(), times.run_ns, times.halt_ns), (5, 5, 0));
+        // Likewise for the VMM, of whose time on a CPU there is no more than of its time.
+        let vmm = Times { vmm_ns: 7, vmm_cpu_ns: 7, wait_wakeup_ns: 3, ..Times::default() };
+        let times = second(so_far, Times { run_ns: 2, ..vmm });
+        assert_eq!((times.sum_ns(), times.run_ns, times.vmm_ns), (2, 2, 0));
+        assert_eq!(times.vmm_cpu_ns, 0);
+        // And where running turns out to have been a wait.
+        let so_far = Times { run_ns: 10, ..Times::default() };
+        let times = second(so_far, Times { wait_wakeup_ns: 12, run_ns: 1, ..Times::default() });
+        assert_eq!((times.sum_ns(), times.wait_wakeup_ns), (3, 3));
+    }
+
+    #[test]
+    fn waits_whose_log_was_forgotten_are_of_unknown_fault() {
+        let mut times = Times {
+            wait_wakeup_ns: 50,
+            wait_preempted_ns: 30,
+            wait_throttled_ns: 20,
+            culprits_ns: [10, 9, 8, 7, 6, 5],
+            ..Times::default()
+        };
+        assert_eq!(times.unknown_ns(), 100 - 20 - 45);
+        let by_kind = KINDS.map(|kind| times.blamed_ns(kind));
+        assert_eq!(by_kind, times.culprits_ns);
+        times.culprits_ns[0] = 1_000;
+        assert_eq!(times.unknown_ns(), 0, "the two are of two clocks");
+    }
+
+    #[test]
+    fn a_thread_that_ends_has_a_last_row_and_its_successor_begins_at_0() {
+        let mut earlier = Earlier::default();
+        let vcpu = thread(VM, 7);
+        let at = |times, count, ns, ended| Reading {
+            waits: vec![waits(vcpu, count, [0; 2])],
+            pairs: vec![pair(vcpu, culprit(Kind::Task, 9, "backup"), ns)],
+            ..reading(&[Sample { ended, ..sample(vcpu, times) }])
+        };
+        let run = |run_ns| Times { run_ns, ..Times::default() };
+        rows(false, &at(run(100), 50, 70, false), &mut earlier);
+        let last = &rows(false, &at(run(130), 60, 90, true), &mut earlier)[0];
+        assert_eq!((last.times.run_ns, last.waits.count(), last.culprits[0].1), (30, 10, 20));
+        earlier.forget(&HashSet::from([id(vcpu)]));
+        // The next thread of this process with this ID has all of its own.
+        let next = &rows(false, &at(run(40), 3, 5, false), &mut earlier)[0];
+        assert_eq!((next.times.run_ns, next.waits.count(), next.culprits[0].1), (40, 3, 5));
+    }
+
+    #[test]
+    fn those_that_live_are_not_forgotten_with_those_that_end() {
+        let mut earlier = Earlier::default();
+        let (dead, alive) = (thread(VM, 7), thread(OTHER, 7));
+        let times = Times { run_ns: 100, ..Times::default() };
+        rows(false, &reading(&[sample(dead, times), sample(alive, times)]), &mut earlier);
+        earlier.forget(&HashSet::from([id(dead)]));
+        let rows = rows(false, &reading(&[sample(alive, times)]), &mut earlier);
+        assert_eq!((rows.len(), rows[0].times), (1, Times::default()));
+    }
+
+    #[test]
+    fn a_pid_that_comes_back_is_another_vm() {
+        let later = VmId { start_boottime_ns: 9, ..VM };
+        let times = |run_ns| Times { run_ns, ..Times::default() };
+        let (old, new) = (thread(VM, 4_200), thread(later, 4_200));
+        for by_vm in [false, true] {
+            let mut earlier = Earlier::default();
+            rows(by_vm, &reading(&[sample(old, times(100))]), &mut earlier);
+            let both = reading(&[sample(old, times(110)), sample(new, times(105))]);
+            let run = |row: &Row| (row.vm.start_boottime_ns, row.vcpus, row.times.run_ns);
+            let rows = rows(by_vm, &both, &mut earlier);
+            assert_eq!(rows.iter().map(run).collect::<Vec<_>>(), [(1, 1, 10), (9, 1, 105)]);
+        }
+    }
+
+    #[test]
+    fn what_a_vcpu_that_comes_as_the_interval_ends_has_is_the_nexts() {
+        let mut earlier = Earlier::default();
+        let (vcpu, new) = (thread(VM, 7), thread(OTHER, 8));
+        let more = Reading {
+            waits: vec![waits(new, 5, [0; 2])],
+            pairs: vec![pair(new, culprit(Kind::Task, 9, "backup"), 70)],
+            ..reading(&[sample(vcpu, Times::default())])
+        };
+        assert_eq!(rows(false, &more, &mut earlier).len(), 1);
+        let samples = vec![sample(new, Times::default())];
+        let row = &rows(false, &Reading { samples, ..more }, &mut earlier)[0];
+        assert_eq!((row.waits.count(), row.culprits[0].1), (5, 70));
+    }
+
+    #[test]
+    fn the_longest_wait_is_that_of_the_interval() {
+        // As bpf/hist.bpf.h: 44 bits below the epoch, one each for odd and even ones.
+        let of = |epoch: u32, ns: u64| u64::from(epoch) << 44 | ns;
+        let (mut earlier, vcpu) = (Earlier::default(), thread(VM, 7));
+        let at = |epoch, count, highest| Reading {
+            epoch,
+            waits: vec![waits(vcpu, count, highest)],
+            ..reading(&[sample(vcpu, Times::default())])
+        };
+        let highest = [0, of(1, 1_055)];
+        let row = &rows(false, &at(1, 3, highest), &mut earlier)[0];
+        assert_eq!(row.waits.max_ns(), Some(1_055));
+        let highest = [of(2, 1_030), of(1, 1_055)];
+        let row = &rows(false, &at(2, 4, highest), &mut earlier)[0];
+        assert_eq!(row.waits.max_ns(), Some(1_030));
+    }
+
+    #[test]
+    fn a_vms_row_has_all_of_its_vcpus_and_its_culprits_once() {
+        let waits_for = |ns| Times { wait_preempted_ns: ns, preemptions: 1, ..Times::default() };
+        let [a, b, c] = [thread(VM, 7), thread(VM, 8), thread(OTHER, 9)];
+        let waiting = |ns, sample| Sample { waiting_ns: ns, ..sample };
+        let backup = || culprit(Kind::Task, 9, "backup");
+        let twin = || culprit(Kind::Task, 10, "backup");
+        let interrupts = || culprit(Kind::Interrupts, 0, "");
+        let reading = Reading {
+            waits: vec![waits(a, 2, [0; 2]), waits(b, 3, [0; 2]), waits(c, 7, [0; 2])],
+            pairs: vec![
+                pair(a, twin(), 25),
+                pair(a, backup(), 20),
+                pair(b, backup(), 30),
+                pair(b, interrupts(), 3),
+                pair(a, interrupts(), 4),
+                pair(c, backup(), 1_000),
+            ],
+            ..reading(&[
+                waiting(Some(8), sample(a, waits_for(45))),
+                waiting(None, sample(c, waits_for(1_000))),
+                waiting(Some(5), sample(b, waits_for(46))),
+            ])
+        };
+        let by_vm = rows(true, &reading, &mut Earlier::default());
+        let [other, vm] = &by_vm[..] else { panic!("{by_vm:?}") };
+        assert_eq!((other.vm, other.vcpus, other.times.wait_ns()), (OTHER, 1, 1_000));
+        assert_eq!((vm.vm, vm.vcpus, vm.thread, vm.waiting_ns), (VM, 2, None, Some(8)));
+        assert_eq!((vm.times.wait_ns(), vm.times.preemptions, vm.waits.count()), (91, 2, 5));
+        assert_eq!(vm.culprits, [(backup(), 50), (twin(), 25), (interrupts(), 7)]);
+        // By vCPU, the one that waited the longest comes first.
+        let by_vcpu = rows(false, &reading, &mut Earlier::default());
+        let threads: Vec<_> = by_vcpu.iter().map(|row| row.thread).collect();
+        assert_eq!(threads, [c, b, a].map(Some));
+        assert_eq!(by_vcpu[1].culprits, [(backup(), 30), (interrupts(), 3)]);
+    }
+
+    #[test]
+    fn a_culprit_that_becomes_known_as_a_vm_keeps_what_it_was_blamed_for() {
+        let (mut earlier, vcpu) = (Earlier::default(), thread(VM, 7));
+        let mut at = |kind, comm, ns| {
+            let pairs = vec![pair(vcpu, culprit(kind, 4_300, comm), ns)];
+            let reading = Reading { pairs, ..reading(&[sample(vcpu, Times::default())]) };
+            rows(false, &reading, &mut earlier)[0].culprits.clone()
+        };
+        at(Kind::Task, "qemu", 100);
+        assert_eq!(at(Kind::Vm, "qemu", 130), [(culprit(Kind::Vm, 4_300, "qemu"), 30)]);
     }
 }

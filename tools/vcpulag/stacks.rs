@@ -70,3 +70,46 @@ impl Stacks {
         printable(&names.join(";"))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The addresses are no kernel's, and remain numbers.
+    fn block(tid: i32, stack: i32, addresses: &[u64], ns: u64) -> Block {
+        Block { id: (1, tid, stack), addresses: addresses.to_vec(), count: 1, ns }
+    }
+
+    fn written(stacks: &mut Stacks, blocks: &[Block]) -> String {
+        let mut out = Vec::new();
+        stacks.write(&mut out, blocks).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn vcpus_blocked_at_one_place_are_one_and_the_worst_is_first() {
+        let blocks = [
+            block(7, 1, &[0x11, 0x22], 5_000),
+            block(8, 1, &[0x11, 0x22], 7_000),
+            block(7, 2, &[0x33], 90_000),
+            block(7, -14, &[], 1_000),
+        ];
+        insta::assert_snapshot!(written(&mut Stacks::new(9), &blocks), @r"
+        0x33 90
+        0x22;0x11 12
+        [no_stack] 1
+        ");
+        assert_eq!(written(&mut Stacks::new(1), &blocks), "0x33 90\n");
+    }
+
+    #[test]
+    fn only_what_is_new_is_counted() {
+        let mut stacks = Stacks::new(9);
+        let at = |a_ns, b_ns| [block(7, 1, &[0x11], a_ns), block(7, 2, &[0x22], b_ns)];
+        written(&mut stacks, &at(5_000, 8_000));
+        assert_eq!(written(&mut stacks, &at(9_000, 8_000)), "0x11 4\n");
+        // Another vCPU's first time at the same place is all new.
+        let blocks = [block(8, 2, &[0x22], 3_000)];
+        assert_eq!(written(&mut stacks, &blocks), "0x22 3\n");
+    }
+}
