@@ -34,6 +34,7 @@ vm:
 bench:
 	packaging/install-deps bench
 	packaging/install-deps vm
+	cargo build --release --workspace
 	cargo bench --bench runqlat --bench kvmexits
 	tests/vm/bench
 
