@@ -35,7 +35,7 @@ bench:
 	packaging/install-deps bench
 	packaging/install-deps vm
 	cargo build --release --workspace
-	cargo bench --bench runqlat --bench kvmexits
+	cargo bench --bench runqlat --bench kvmexits --bench vcpulag
 	tests/vm/bench
 
 install:
