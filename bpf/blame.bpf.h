@@ -30,6 +30,7 @@ struct look {
 	__u32 tid;
 	__u32 cpu;
 	/* What it has found. */
+	__u64 begun_ns; /* how far it went back */
 	__u64 culprits_ns[CULPRIT_KINDS];
 	__u64 longest_ns;
 	struct slice longest;
@@ -143,22 +144,16 @@ __noinline int blame_slice(__u32 element, __u64 number)
 		return 0;
 	if (before->end_ns)
 		taken_ns = slice->taken_ns - before->taken_ns;
+	look->begun_ns = before->end_ns;
 	return blame_part(look, slice, before->end_ns, taken_ns);
 }
 
-/*
- * Blames the time from @from_ns to @to_ns on who ran on @cpu then: on all that is in the log but
- * its oldest slice, of which it is not known when it began.
- */
-static __always_inline struct look *look_back(struct lag_vcpu *v, __u32 tid, __u32 cpu,
-					      __u64 from_ns, __u64 to_ns, __u32 element)
+static __always_inline struct look *begin_look(struct lag_vcpu *v, __u32 tid, __u32 cpu,
+					       __u64 from_ns, __u64 to_ns, __u32 element)
 {
 	struct look *look = bpf_map_lookup_elem(&looks, &element);
-	struct cpu_log *log = bpf_map_lookup_elem(&cpu_logs, &cpu);
-	__u64 head;
-	__u32 i;
 
-	if (!look || !log)
+	if (!look)
 		return NULL;
 	__builtin_memset(look, 0, sizeof(*look));
 	look->from_ns = from_ns;
@@ -166,10 +161,66 @@ static __always_inline struct look *look_back(struct lag_vcpu *v, __u32 tid, __u
 	look->vm = v->vm;
 	look->tid = tid;
 	look->cpu = cpu;
+	return look;
+}
+
+/*
+ * Goes through the whole log but its oldest slice, of which it is not known when it began. A global
+ * function, as blame_slice().
+ */
+__noinline int look_far(__u32 element)
+{
+	struct look *look = bpf_map_lookup_elem(&looks, &element);
+	struct cpu_log *log;
+	__u32 cpu, i;
+	__u64 head;
+
+	if (!look)
+		return 0;
+	cpu = look->cpu;
+	log = bpf_map_lookup_elem(&cpu_logs, &cpu);
+	if (!log)
+		return 0;
 	head = log->head;
 	for (i = 1; i < LOG_SLICES && i <= head; i++)
 		if (!blame_slice(element, head - i))
 			break;
+	return 0;
+}
+
+/*
+ * How far back it is looked where a run queue is locked, and interrupts are off: a slice takes
+ * about 0.1 us where each is another's. What is before is a debt, which the iterator pays. Where
+ * that comes too seldom for so many waits, it is looked further back, and the rest is not known.
+ */
+#define NEAR_SLICES    64
+#define FARTHER_SLICES 256
+
+/* Blames the time from @from_ns to @to_ns on who ran on @cpu then, under its run queue's lock. */
+static __always_inline struct look *look_back(struct lag_vcpu *v, __u32 tid, __u32 cpu,
+					      __u64 from_ns, __u64 to_ns, __u32 element)
+{
+	struct look *look = begin_look(v, tid, cpu, from_ns, to_ns, element);
+	struct cpu_log *log = bpf_map_lookup_elem(&cpu_logs, &cpu);
+	bool room = v->debts_made - v->debts_paid < DEBTS;
+	__u32 most = room ? NEAR_SLICES : FARTHER_SLICES, i;
+	struct debt *debt;
+	__u64 head;
+
+	if (!look || !log)
+		return NULL;
+	head = log->head;
+	for (i = 1; i <= FARTHER_SLICES && i <= most && i <= head; i++)
+		if (!blame_slice(element, head - i))
+			break;
+	if (room && look->begun_ns > from_ns) {
+		debt = &v->debts[v->debts_made & (DEBTS - 1)];
+		debt->from_ns = from_ns;
+		debt->to_ns = look->begun_ns;
+		debt->cpu = cpu;
+		barrier();
+		*(volatile __u32 *)&v->debts_made += 1;
+	}
 	return look;
 }
 
@@ -208,31 +259,23 @@ static __noinline void blame_unseen(struct lag_vcpu *v, struct task_struct *task
 		add_culprits(v, look);
 }
 
-/*
- * Blames who has run on @rq since @from_ns while @v waits there, so far as that has been logged,
- * and who runs now.
- */
-static __always_inline void blame_so_far(struct lag_vcpu *v, struct rq *rq, __u32 tid,
-					 __u64 from_ns, __u64 clock, __u32 element)
+/* Blames who runs on @rq now for the rest of the look. */
+static __always_inline void blame_running(struct look *look, struct rq *rq)
 {
-	__u32 cpu = BPF_CORE_READ(rq, cpu);
 	struct slice running = {}, *before;
 	struct task_struct *curr;
 	struct cpu_log *log;
-	struct look *look;
 	__u64 taken_ns = 0;
+	__u32 cpu = look->cpu;
 	__u8 *flags;
 
 	log = bpf_map_lookup_elem(&cpu_logs, &cpu);
-	if (!log || from_ns >= clock)
-		return;
-	look = look_back(v, tid, cpu, from_ns, clock, element);
-	if (!look)
+	if (!log)
 		return;
 	/* If there was no switch yet, it has run since before tracing began. */
 	before = &log->slices[(log->head - 1) & (LOG_SLICES - 1)];
 	curr = BPF_CORE_READ(rq, curr);
-	running.end_ns = clock;
+	running.end_ns = look->to_ns;
 	running.taken_ns = BPF_CORE_READ(rq, clock) - BPF_CORE_READ(rq, clock_task);
 	running.tgid = BPF_CORE_READ(curr, tgid);
 	running.kthread = BPF_CORE_READ(curr, flags) & PF_KTHREAD;
@@ -242,7 +285,6 @@ static __always_inline void blame_so_far(struct lag_vcpu *v, struct rq *rq, __u3
 	if (flags && !(*flags & PID_NAMED))
 		name_process(curr, flags);
 	blame_part(look, &running, before->end_ns, taken_ns);
-	add_culprits(v, look);
 }
 
 #endif /* __BLAME_BPF_H */

@@ -10,7 +10,7 @@
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_core_read.h>
 
-/* A power of two; a wait that has seen more is not blamed on the earlier ones. */
+/* A power of two; who ran before these is not known. */
 #define LOG_SLICES 2048
 
 #define PF_KTHREAD 0x00200000 /* include/linux/sched.h */

@@ -209,8 +209,8 @@ arrived:
 	if (from_ns < v->blamed_until_ns)
 		from_ns = v->blamed_until_ns;
 	v->blamed_until_ns = 0;
-	if (!queued)
-		from_ns = clock;
+	if (!queued || from_ns >= clock)
+		return;
 	look = look_back(v, tid, cpu, from_ns, clock, cpu);
 	if (!look)
 		return;
@@ -247,6 +247,23 @@ int BPF_PROG(sched_switch, bool preempt, struct task_struct *prev, struct task_s
 	return 0;
 }
 
+static __always_inline void blame_moved(struct lag_vcpu *v, struct rq *rq, __u32 tid, __u64 from_ns)
+{
+	__u64 clock = rq->clock;
+	struct look *look;
+
+	if (from_ns < v->blamed_until_ns)
+		from_ns = v->blamed_until_ns;
+	if (from_ns >= clock)
+		return;
+	look = look_back(v, tid, BPF_CORE_READ(rq, cpu), from_ns, clock,
+			 bpf_get_smp_processor_id());
+	if (!look)
+		return;
+	blame_running(look, rq);
+	add_culprits(v, look);
+}
+
 /*
  * A vCPU that waits is moved to another CPU: those who ran on this one are blamed now. It has been
  * taken off this one's queue, so that the kernel's books already have this part of the wait.
@@ -254,7 +271,7 @@ int BPF_PROG(sched_switch, bool preempt, struct task_struct *prev, struct task_s
 SEC("tp_btf/sched_migrate_task")
 int BPF_PROG(sched_migrate_task, struct task_struct *task, int dest_cpu)
 {
-	__u64 run_delay = task->sched_info.run_delay, waited_ns, from_ns, clock;
+	__u64 run_delay = task->sched_info.run_delay, waited_ns, clock;
 	struct rq *rq = task_rq(task);
 	struct lag_vcpu *v;
 	__u32 tid = task->pid;
@@ -268,12 +285,8 @@ int BPF_PROG(sched_migrate_task, struct task_struct *task, int dest_cpu)
 	v->blamed_run_delay_ns = run_delay;
 	clock = rq->clock;
 	/* Asleep, with its dequeue delayed, it does not wait, whatever the books say. */
-	if ((__s64)waited_ns > 0 && waited_ns < clock && task_runnable(task)) {
-		from_ns = clock - waited_ns;
-		if (from_ns < v->blamed_until_ns)
-			from_ns = v->blamed_until_ns;
-		blame_so_far(v, rq, tid, from_ns, clock, bpf_get_smp_processor_id());
-	}
+	if ((__s64)waited_ns > 0 && waited_ns < clock && task_runnable(task))
+		blame_moved(v, rq, tid, clock - waited_ns);
 	/* The next queue has another clock. */
 	v->blamed_until_ns = 0;
 	return 0;
@@ -402,6 +415,10 @@ struct {
 /* How often a sample is taken again if the vCPU is written meanwhile. */
 #define SAMPLE_TRIES 4
 
+/* Only who would be forgotten soon is to be blamed now; the rest can wait for the interval's end.
+ */
+bool settling;
+
 /*
  * A wait that goes on is blamed up to now. If it ends meanwhile on its own CPU, that must not blame
  * the same: the claim comes first. If it has ended before the claim, its end has blamed it all.
@@ -409,19 +426,52 @@ struct {
 static __always_inline void claim_and_blame(struct lag_vcpu *v, struct rq *rq, __u32 tid,
 					    __u64 from_ns)
 {
-	__u64 clock = clock_now(rq);
+	__u32 cpu = BPF_CORE_READ(rq, cpu), element = cpus;
 	__u32 seen = *(volatile __u32 *)&v->seq;
+	__u64 clock = clock_now(rq);
+	struct cpu_log *log;
+	struct look *look;
 
+	log = bpf_map_lookup_elem(&cpu_logs, &cpu);
 	if (from_ns < v->blamed_until_ns)
 		from_ns = v->blamed_until_ns;
-	if (v->place == LAG_RUNNING || seen & 1)
+	if (v->place == LAG_RUNNING || seen & 1 || from_ns >= clock || !log)
+		return;
+	if (settling &&
+	    log->slices[(log->head - LOG_SLICES / 2) & (LOG_SLICES - 1)].end_ns <= from_ns)
 		return;
 	*(volatile __u64 *)&v->blamed_until_ns = clock;
 	barrier();
-	if (seen == *(volatile __u32 *)&v->seq)
-		blame_so_far(v, rq, tid, from_ns, clock, cpus);
-	else
+	if (seen != *(volatile __u32 *)&v->seq) {
 		v->blamed_until_ns = 0;
+		return;
+	}
+	look = begin_look(v, tid, cpu, from_ns, clock, element);
+	if (!look)
+		return;
+	look_far(element);
+	blame_running(look, rq);
+	add_culprits(v, look);
+}
+
+static __always_inline void pay_debts(struct lag_vcpu *v, __u32 tid)
+{
+	__u32 i, element = cpus;
+	struct debt *debt;
+	struct look *look;
+
+	for (i = 0; i < DEBTS; i++) {
+		if (v->debts_paid == *(volatile __u32 *)&v->debts_made)
+			return;
+		debt = &v->debts[v->debts_paid & (DEBTS - 1)];
+		look = begin_look(v, tid, debt->cpu, debt->from_ns, debt->to_ns, element);
+		if (!look)
+			return;
+		look_far(element);
+		add_culprits(v, look);
+		barrier();
+		*(volatile __u32 *)&v->debts_paid += 1;
+	}
 }
 
 static __always_inline int visit(struct seq_file *seq, struct task_struct *task)
@@ -459,6 +509,7 @@ static __always_inline int visit(struct seq_file *seq, struct task_struct *task)
 	sample = bpf_map_lookup_elem(&scratch, &first);
 	if (!v || !v->known_ns || v->ended_ns || !sample)
 		return 0;
+	pay_debts(v, tid);
 	queued = task->sched_info.last_queued;
 	/* Asleep but queued is a delayed dequeue, no wait: see runqlat.bpf.c. */
 	if (task->on_cpu || !task->on_rq || !task_runnable(task))

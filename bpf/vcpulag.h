@@ -58,6 +58,15 @@ struct lag_times {
 	__u64 culprits_ns[CULPRIT_KINDS];
 };
 
+/* A part of a wait, on a run queue's clock, for which nobody has been blamed yet. */
+struct debt {
+	__u64 from_ns;
+	__u64 to_ns;
+	__u64 cpu;
+};
+
+#define DEBTS 4 /* a power of two */
+
 /* A vCPU's thread. */
 struct lag_vcpu {
 	struct vm_id vm;
@@ -77,6 +86,9 @@ struct lag_vcpu {
 	__u64 known_ns;		   /* since when the vCPU is */
 	__u64 blamed_until_ns;	   /* on the run queue's clock: who ran before has been blamed */
 	__u64 blamed_run_delay_ns; /* somebody has been blamed for so much of the books */
+	struct debt debts[DEBTS];  /* a ring: number n is in n modulo DEBTS */
+	__u32 debts_made;	   /* by its switches */
+	__u32 debts_paid;	   /* by the iterator */
 	__u64 poll_until_ns;	   /* when it first went to sleep in this HLT */
 	__u32 seq;		   /* odd while it is written */
 	__u32 place;		   /* enum lag_place */

@@ -126,8 +126,11 @@ impl<'obj> Tracer<'obj> {
     }
 
     /// Blames so far who is to blame for waits that go on, before it is forgotten who ran.
-    pub fn settle(&self) -> Result<()> {
-        run_iterator(&self.samples).map(drop)
+    pub fn settle(&mut self) -> Result<()> {
+        self.bss_mut()?.settling = true;
+        run_iterator(&self.samples)?;
+        self.bss_mut()?.settling = false;
+        Ok(())
     }
 
     /// Ends the interval and reads what it found.
