@@ -12,6 +12,11 @@
 
 /* Time with no culprit's name, for want of room. */
 __u64 lost_pairs_ns;
+/*
+ * Set when there is no room for pairs, cleared by user space when it has made some: to try again
+ * for each slice would cost more than all the rest, as all CPUs' free lists are searched.
+ */
+bool pairs_full;
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -31,6 +36,7 @@ struct look {
 	__u32 cpu;
 	/* What it has found. */
 	__u64 begun_ns; /* how far it went back */
+	__u64 unnamed_ns;
 	__u64 culprits_ns[CULPRIT_KINDS];
 	__u64 longest_ns;
 	struct slice longest;
@@ -55,7 +61,7 @@ static __always_inline __u32 culprit_kind(struct look *look, struct slice *slice
 		return CULPRIT_KERNEL;
 	if (slice->tgid == look->vm.tgid)
 		return CULPRIT_SIBLING;
-	return pid_is(slice->tgid, PID_VM) ? CULPRIT_VM : CULPRIT_TASK;
+	return slice->vm ? CULPRIT_VM : CULPRIT_TASK;
 }
 
 /* Interrupts are a pair with process 0. */
@@ -69,15 +75,16 @@ static __always_inline void blame(struct look *look, __u32 kind, __u32 tgid, __u
 	if (kind == CULPRIT_NOBODY)
 		return;
 	pair = bpf_map_lookup_elem(&pairs, &key);
-	if (!pair) {
+	if (!pair && !pairs_full) {
 		none.victim_start_ns = look->vm.start_boottime_ns;
 		read_name(tgid, &none.culprit);
-		bpf_map_update_elem(&pairs, &key, &none, BPF_NOEXIST);
+		if (bpf_map_update_elem(&pairs, &key, &none, BPF_NOEXIST) == -E2BIG)
+			pairs_full = true;
 		pair = bpf_map_lookup_elem(&pairs, &key);
-		if (!pair) {
-			__sync_fetch_and_add(&lost_pairs_ns, ns);
-			return;
-		}
+	}
+	if (!pair) {
+		look->unnamed_ns += ns;
+		return;
 	}
 	/* It may have become known as a VM since. */
 	pair->kind = kind;
@@ -190,10 +197,11 @@ __noinline int look_far(__u32 element)
 
 /*
  * How far back it is looked where a run queue is locked, and interrupts are off: a slice takes
- * about 0.1 us where each is another's. What is before is a debt, which the iterator pays. Where
- * that comes too seldom for so many waits, it is looked further back, and the rest is not known.
+ * 0.1 us, and over 1 us where none of what it needs is in the caches. What is before is a debt,
+ * which the iterator pays. Where that comes too seldom for so many waits, it is looked further
+ * back, and the rest is not known.
  */
-#define NEAR_SLICES    64
+#define NEAR_SLICES    32
 #define FARTHER_SLICES 256
 
 /* Blames the time from @from_ns to @to_ns on who ran on @cpu then, under its run queue's lock. */
@@ -231,6 +239,8 @@ static __always_inline void add_culprits(struct lag_vcpu *v, struct look *look)
 
 	for (i = 0; i < CULPRIT_KINDS; i++)
 		__sync_fetch_and_add(&v->times.culprits_ns[i], look->culprits_ns[i]);
+	if (look->unnamed_ns)
+		__sync_fetch_and_add(&lost_pairs_ns, look->unnamed_ns);
 }
 
 /*
@@ -278,10 +288,11 @@ static __always_inline void blame_running(struct look *look, struct rq *rq)
 	running.end_ns = look->to_ns;
 	running.taken_ns = BPF_CORE_READ(rq, clock) - BPF_CORE_READ(rq, clock_task);
 	running.tgid = BPF_CORE_READ(curr, tgid);
-	running.kthread = BPF_CORE_READ(curr, flags) & PF_KTHREAD;
+	running.kthread = !!(BPF_CORE_READ(curr, flags) & PF_KTHREAD);
 	if (before->end_ns)
 		taken_ns = running.taken_ns - before->taken_ns;
 	flags = pid_flags(running.tgid);
+	running.vm = flags && *flags & PID_VM;
 	if (flags && !(*flags & PID_NAMED))
 		name_process(curr, flags);
 	blame_part(look, &running, before->end_ns, taken_ns);

@@ -21,7 +21,8 @@ struct slice {
 	 * then: rq_clock() - rq_clock_task(), see update_rq_clock_task() in kernel/sched/core.c. */
 	__u64 taken_ns;
 	__u32 tgid; /* 0 is the idle task */
-	__u32 kthread;
+	__u8 kthread;
+	__u8 vm; /* was known to run one then */
 };
 
 struct cpu_log {
@@ -42,7 +43,7 @@ struct {
 } cpu_logs SEC(".maps");
 
 /* In sched_switch: @prev has run until now. */
-static __always_inline void log_slice(struct rq *rq, struct task_struct *prev)
+static __always_inline void log_slice(struct rq *rq, struct task_struct *prev, bool vm)
 {
 	__u32 cpu = bpf_get_smp_processor_id();
 	struct cpu_log *log = bpf_map_lookup_elem(&cpu_logs, &cpu);
@@ -54,7 +55,8 @@ static __always_inline void log_slice(struct rq *rq, struct task_struct *prev)
 	slice->end_ns = rq->clock;
 	slice->taken_ns = rq->clock - rq->clock_task;
 	slice->tgid = prev->tgid;
-	slice->kthread = prev->flags & PF_KTHREAD;
+	slice->kthread = !!(prev->flags & PF_KTHREAD);
+	slice->vm = vm;
 	log->head++;
 }
 

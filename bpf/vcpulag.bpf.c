@@ -239,7 +239,7 @@ int BPF_PROG(sched_switch, bool preempt, struct task_struct *prev, struct task_s
 	flags = pid_flags(prev->tgid);
 	if (flags && !(*flags & PID_NAMED))
 		name_process(prev, flags);
-	log_slice(rq, prev);
+	log_slice(rq, prev, flags && *flags & PID_VM);
 	if (pid_is(prev->pid, PID_VCPU))
 		switched_out(ctx, prev, preempt);
 	if (pid_is(next->pid, PID_VCPU))

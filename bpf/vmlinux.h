@@ -257,6 +257,8 @@ struct preempt_notifier {
 	struct hlist_node link;
 };
 
+#define E2BIG 7
+
 /* include/uapi/linux/kvm.h */
 enum {
 	KVM_MP_STATE_UNINITIALIZED = 1,

@@ -183,6 +183,7 @@ impl<'obj> Tracer<'obj> {
             let key = unsafe { plain::as_bytes(&key) };
             maps.pairs.delete(key).context("failed to delete from map `pairs`")?;
         }
+        self.bss_mut()?.pairs_full = false;
         earlier.forget(&ended);
         Ok(())
     }
