@@ -244,10 +244,11 @@ static __always_inline void add_culprits(struct lag_vcpu *v, struct look *look)
 }
 
 /*
- * The one wait that sched_switch has not shown the end of ended when @task came to the CPU that it
- * now leaves; but who ran there last, before it, is not known either.
+ * The one wait that sched_switch has not shown the end of ended when @task came to its CPU; but who
+ * ran there last, before it, is not known either. @own is 1 if the last slice is @task's own, as it
+ * leaves: that has who is not known at its beginning.
  */
-static __noinline void blame_unseen(struct lag_vcpu *v, struct task_struct *task)
+static __noinline void blame_unseen(struct lag_vcpu *v, struct task_struct *task, __u64 own)
 {
 	__u64 arrived_ns = BPF_CORE_READ(task, sched_info.last_arrival), from_ns, to_ns;
 	__u32 tid = BPF_CORE_READ(task, pid), cpu = bpf_get_smp_processor_id();
@@ -260,8 +261,7 @@ static __noinline void blame_unseen(struct lag_vcpu *v, struct task_struct *task
 	if (from_ns < v->blamed_until_ns)
 		from_ns = v->blamed_until_ns;
 	v->blamed_until_ns = 0;
-	/* The last slice is @task's own, and has who is not known at its beginning. */
-	to_ns = log->slices[(log->head - 2) & (LOG_SLICES - 1)].end_ns;
+	to_ns = log->slices[(log->head - 1 - own) & (LOG_SLICES - 1)].end_ns;
 	if (from_ns >= to_ns)
 		return;
 	look = look_back(v, tid, cpu, from_ns, to_ns, cpu);

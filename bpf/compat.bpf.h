@@ -120,6 +120,17 @@ static __always_inline u64 current_run_delay_ns(void)
 	return BPF_CORE_READ(task, sched_info.run_delay);
 }
 
+/* Likewise how often it has got one. */
+static __always_inline u64 current_pcount(void)
+{
+	struct task_struct *task;
+
+	if (HAS_TYPED_CURRENT)
+		return bpf_get_current_task_btf()->sched_info.pcount;
+	task = (void *)bpf_get_current_task();
+	return BPF_CORE_READ(task, sched_info.pcount);
+}
+
 /* Likewise the first of its preempt notifiers. */
 static __always_inline struct hlist_node *current_preempt_notifier(void)
 {

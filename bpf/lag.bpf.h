@@ -164,33 +164,29 @@ static __noinline void by_the_books(struct lag_vcpu *v, struct task_struct *task
 	__u64 run_ns, wait_ns, slept;
 	__u32 place = v->place;
 
-	run_ns = BPF_CORE_READ(task, se.sum_exec_runtime) - v->seen_exec_ns;
-	run_ns = run_ns > v->on_cpu_ns ? run_ns - v->on_cpu_ns : 0;
-	if (run_ns > left_ns)
-		run_ns = left_ns;
-	left_ns -= run_ns;
 	wait_ns = BPF_CORE_READ(task, sched_info.run_delay) - v->seen_run_delay_ns + queued_ns;
 	if (wait_ns > left_ns)
 		wait_ns = left_ns;
-	left_ns -= wait_ns;
 	v->times.wait_wakeup_ns += wait_ns;
+	left_ns -= wait_ns;
+
 	/* Counted in __schedule() before sched_switch, for who goes to sleep. */
 	slept = BPF_CORE_READ(task, nvcsw) - v->seen_nvcsw - sleeps;
-	if (place == LAG_RUNNING || place == LAG_PREEMPTED) {
-		if (!slept) {
-			/* By so much the books' clock differs. */
-			run_ns += left_ns;
-			left_ns = 0;
-		}
+	if (place == LAG_RUNNING || place == LAG_PREEMPTED)
 		place = asleep_place(v, task);
-	}
+	else
+		slept = 1;
+	run_ns = BPF_CORE_READ(task, se.sum_exec_runtime) - v->seen_exec_ns;
+	run_ns = run_ns > v->on_cpu_ns ? run_ns - v->on_cpu_ns : 0;
+	if (run_ns > left_ns || !slept)
+		run_ns = left_ns;
 	if (v->inside) {
 		v->times.run_ns += run_ns;
 	} else {
 		v->times.vmm_ns += run_ns;
 		v->times.vmm_cpu_ns += run_ns;
 	}
-	slept_at(v, place, left_ns);
+	slept_at(v, place, left_ns - run_ns);
 	v->since_ns = now;
 	__sync_fetch_and_add(&unseen_waits, 1);
 }

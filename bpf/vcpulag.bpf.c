@@ -79,7 +79,7 @@ static __always_inline void switched_out(void *ctx, struct task_struct *prev, bo
 	} else {
 		by_the_books(v, prev, now, 0, sleeps);
 		if (v->seen_pcount + 1 == prev->sched_info.pcount)
-			blame_unseen(v, prev);
+			blame_unseen(v, prev, 1);
 	}
 	v->place = sleeps ? asleep_place(v, prev) : LAG_PREEMPTED;
 	if (v->place == LAG_HALTED && !v->poll_until_ns)
@@ -296,6 +296,21 @@ int BPF_PROG(sched_migrate_task, struct task_struct *task, int dest_cpu)
  */
 #define FOR_PERF_TOO 1
 
+/* The current @task has got its CPU without sched_switch having shown it. */
+static __noinline void came_unseen(struct lag_vcpu *v, struct task_struct *task)
+{
+	by_the_books(v, task, bpf_ktime_get_ns(), 0, 0);
+	if (v->seen_pcount + 1 == current_pcount())
+		blame_unseen(v, task, 0);
+	v->place = LAG_RUNNING;
+	v->seen_pcount = current_pcount();
+	v->seen_run_delay_ns = BPF_CORE_READ(task, sched_info.run_delay);
+	v->blamed_run_delay_ns = v->seen_run_delay_ns;
+	v->seen_exec_ns = BPF_CORE_READ(task, se.sum_exec_runtime);
+	v->seen_nvcsw = BPF_CORE_READ(task, nvcsw);
+	v->on_cpu_ns = 0;
+}
+
 static __always_inline void run_begins_or_ends(__u32 begins)
 {
 	struct task_struct *task = (void *)bpf_get_current_task();
@@ -308,7 +323,10 @@ static __always_inline void run_begins_or_ends(__u32 begins)
 		return;
 	}
 	write_begin(v);
-	settle(v, bpf_ktime_get_ns());
+	if (v->place == LAG_RUNNING && v->seen_pcount == current_pcount())
+		settle(v, bpf_ktime_get_ns());
+	else
+		came_unseen(v, task);
 	v->inside = begins;
 	if (begins)
 		set_vcpu(v, task_vcpu(task));

@@ -39,7 +39,7 @@ const OURS: &str = env!("CARGO_BIN_EXE_vcpulag");
 
 /// What a context switch of other threads may cost in BPF programs, of what an empty one takes: the host pays that
 /// whoever is watched.
-const FLOOR_LIMIT: f64 = 1.5;
+const FLOOR_LIMIT: f64 = 1.7;
 /// "Less" than libbpf-tools' for the same switches.
 const LESS: f64 = 1.0;
 

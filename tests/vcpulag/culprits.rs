@@ -130,7 +130,9 @@ fn a_vm_whose_io_thread_burns_is_its_own_culprit() {
     let others_ns = blamed(row) - own_ns;
     assert!(others_ns * 5 <= wait_ns, "{row}");
     assert!(own_ns * 100 >= (wait_ns - others_ns) * 99, "it is itself: {row}");
-    assert_eq!(ns(&row["blamed_ns"], "same vm"), own_ns);
+    // Culprits are read after the vCPUs, which go on.
+    let same_ns = ns(&row["blamed_ns"], "same vm");
+    assert!(own_ns.abs_diff(same_ns) * 100 <= same_ns, "{row}");
     assert_eq!(
         (&row["culprits"][0]["kind"], &row["culprit"]),
         (&"same vm".into(), &"itself".into())
