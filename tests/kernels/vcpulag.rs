@@ -117,7 +117,7 @@ fn assert_books(course: &Course) {
     assert_near(on_cpu_ns, cpu_time_ns, 10, edge_ns + tick_ns, &format!("on a CPU: {row}"));
 }
 
-/// A CPU's log has its last 256 slices: on a host where many take short turns, longer waits are blamed in part.
+/// On a host where many take short turns, longer waits are blamed in part: see vcpulag(8).
 const LOGGED_NS: u64 = 50_000_000;
 
 /// Whoever made a vCPU wait adds up to its wait.
