@@ -70,7 +70,10 @@ static __noinline struct lag_vcpu *add_vcpu(struct task_struct *task, __u32 plac
 	if (only_vcpu_id >= 0 && (!vcpu || BPF_CORE_READ(vcpu, vcpu_id) != only_vcpu_id))
 		return NULL;
 	if (bpf_map_update_elem(&vcpus, &tid, &none, BPF_NOEXIST)) {
-		__sync_fetch_and_add(&lost_vcpus, 1);
+		/* The iterator and the thread itself may find it at the same moment. */
+		v = bpf_map_lookup_elem(&vcpus, &tid);
+		if (!v || v->ended_ns)
+			__sync_fetch_and_add(&lost_vcpus, 1);
 		return NULL;
 	}
 	v = bpf_map_lookup_elem(&vcpus, &tid);
