@@ -10,6 +10,9 @@
 #include "slices.bpf.h"
 #include "vcpulag.h"
 
+/* Waits that take longer are told as they end; 0 if none are. */
+const volatile __u64 slower_ns = 0;
+
 /* Time with no culprit's name, for want of room. */
 __u64 lost_pairs_ns;
 /*
@@ -36,6 +39,7 @@ struct look {
 	__u32 cpu;
 	/* What it has found. */
 	__u64 begun_ns; /* how far it went back */
+	__u64 head;	/* of the log when it began */
 	__u64 unnamed_ns;
 	__u64 culprits_ns[CULPRIT_KINDS];
 	__u64 longest_ns;
@@ -86,8 +90,10 @@ static __always_inline void blame(struct look *look, __u32 kind, __u32 tgid, __u
 		look->unnamed_ns += ns;
 		return;
 	}
-	/* It may have become known as a VM since. */
+	/* It may have become known as a VM since, or been named. */
 	pair->kind = kind;
+	if (!pair->culprit.comm[0] && tgid)
+		read_name(tgid, &pair->culprit);
 	__sync_fetch_and_add(&pair->ns, ns);
 }
 
@@ -189,6 +195,7 @@ __noinline int look_far(__u32 element)
 	if (!log)
 		return 0;
 	head = log->head;
+	look->head = head;
 	for (i = 1; i < LOG_SLICES && i <= head; i++)
 		if (!blame_slice(element, head - i))
 			break;
@@ -210,7 +217,8 @@ static __always_inline struct look *look_back(struct lag_vcpu *v, __u32 tid, __u
 {
 	struct look *look = begin_look(v, tid, cpu, from_ns, to_ns, element);
 	struct cpu_log *log = bpf_map_lookup_elem(&cpu_logs, &cpu);
-	bool room = v->debts_made - v->debts_paid < DEBTS;
+	/* What is told at once cannot wait. */
+	bool room = !slower_ns && v->debts_made - v->debts_paid < DEBTS;
 	__u32 most = room ? NEAR_SLICES : FARTHER_SLICES, i;
 	struct debt *debt;
 	__u64 head;

@@ -80,10 +80,11 @@ static __always_inline bool task_uninterruptible(struct task_struct *task)
 
 /*
  * For how long the tasks of @cfs_rq have not been allowed to run, by their own group's quota or one
- * above; counted when that is over (tg_unthrottle_up() in kernel/sched/fair.c). Linux 6.6 ("sched:
- * Add nr_throttled_self accounting") has it in nanoseconds. Before, all there is is for the load's
- * averages, on a clock that runs slower on slow CPUs; Linux 5.19 ("sched/pelt: Fix
- * clock_pelt lost idle time"'s follow-up) renamed that.
+ * above; counted when that is over (tg_unthrottle_up() in kernel/sched/fair.c). Linux 6.6
+ * (677ea015f231, "sched: add throttled time stat for throttled children") has it in nanoseconds.
+ * Before, all there is is for the load's averages, on a clock that runs slower on slow CPUs;
+ * Linux 5.19 (64eaf50731ac, "sched/fair: Fix cfs_rq_clock_pelt() for throttled cfs_rq") renamed
+ * that.
  */
 struct cfs_rq___pre_519 {
 	u64 throttled_clock_task_time;

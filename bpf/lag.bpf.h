@@ -41,8 +41,8 @@ static __always_inline void set_vcpu(struct lag_vcpu *v, struct kvm_vcpu *vcpu)
 /* Between these two an iterator on another CPU does not take what it reads for the truth. */
 static __always_inline void write_begin(struct lag_vcpu *v)
 {
-	*(volatile __u32 *)&v->seq += 1;
-	barrier();
+	/* A memory barrier, too: before this side looks for the iterator's claim. */
+	__sync_fetch_and_add(&v->seq, 1);
 }
 
 static __always_inline void write_end(struct lag_vcpu *v)
@@ -86,13 +86,16 @@ static __noinline struct lag_vcpu *add_vcpu(struct task_struct *task, __u32 plac
 	v->place = place;
 	v->inside = inside;
 	v->since_ns = bpf_ktime_get_ns();
-	v->known_ns = v->since_ns;
 	v->seen_pcount = BPF_CORE_READ(task, sched_info.pcount);
 	v->seen_run_delay_ns = BPF_CORE_READ(task, sched_info.run_delay);
 	v->blamed_run_delay_ns = v->seen_run_delay_ns;
 	v->seen_exec_ns = BPF_CORE_READ(task, se.sum_exec_runtime);
 	v->seen_nvcsw = BPF_CORE_READ(task, nvcsw);
-	v->off_throttled_ns = cfs_rq_throttled_ns(BPF_CORE_READ(task, se.cfs_rq));
+	v->off_cfs_rq = (__u64)BPF_CORE_READ(task, se.cfs_rq);
+	v->off_throttled_ns = cfs_rq_throttled_ns((void *)v->off_cfs_rq);
+	/* The last: before, it is nobody's to use. */
+	barrier();
+	*(volatile __u64 *)&v->known_ns = v->since_ns;
 	write_end(v);
 	flags = pid_flags(tid);
 	if (flags)
@@ -115,28 +118,32 @@ static __always_inline void settle(struct lag_vcpu *v, __u64 now)
 	v->since_ns = now;
 }
 
-/*
- * Where @task is that goes to sleep, or has. A vCPU waits in HLT, or for its guest to start it,
- * interruptibly. Without KVM's types: hardly anything else in KVM_RUN sleeps so.
- */
-static __always_inline __u32 asleep_place(struct lag_vcpu *v, struct task_struct *task)
+/* Whether @v's guest has nothing to do, or has not started it; -1 if KVM's types are not known. */
+static __always_inline int guest_halted(struct lag_vcpu *v)
 {
 	struct kvm_vcpu *vcpu = (void *)v->vcpu;
 
-	if (!v->inside)
-		return LAG_VMM_ASLEEP;
-	if (task_uninterruptible(task))
-		return LAG_BLOCKED;
 	if (!vcpu || !bpf_core_field_exists(vcpu->arch.mp_state))
-		return LAG_HALTED;
+		return -1;
 	switch (BPF_CORE_READ(vcpu, arch.mp_state)) {
 	case KVM_MP_STATE_HALTED:
 	case KVM_MP_STATE_UNINITIALIZED:
 	case KVM_MP_STATE_INIT_RECEIVED:
 	case KVM_MP_STATE_AP_RESET_HOLD:
-		return LAG_HALTED;
+		return 1;
 	}
-	return LAG_BLOCKED;
+	return 0;
+}
+
+/*
+ * Where @task is that goes to sleep, or has. A vCPU waits in HLT, or for its guest to start it,
+ * interruptibly; hardly anything else in KVM_RUN sleeps so.
+ */
+static __always_inline __u32 asleep_place(struct lag_vcpu *v, struct task_struct *task)
+{
+	if (!v->inside)
+		return LAG_VMM_ASLEEP;
+	return task_uninterruptible(task) || !guest_halted(v) ? LAG_BLOCKED : LAG_HALTED;
 }
 
 static __always_inline void slept_at(struct lag_vcpu *v, __u32 place, __u64 ns)

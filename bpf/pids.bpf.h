@@ -56,7 +56,8 @@ static __always_inline void note_vm(__u32 tgid)
 
 /*
  * What processes that have run are called. Taken once from each, as to copy 16 bytes in every
- * switch would be half of what it costs. Those that have not run for long may be forgotten.
+ * switch would be half of what it costs. Those named long ago may be forgotten, and are named again
+ * when that is found out.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
@@ -82,9 +83,12 @@ static __noinline int name_process(struct task_struct *task, __u8 *flags)
 static __noinline int read_name(__u32 tgid, struct process_name *to)
 {
 	struct process_name *name = bpf_map_lookup_elem(&names, &tgid);
+	__u8 *flags = pid_flags(tgid);
 
 	if (name && to)
 		*to = *name;
+	else if (flags)
+		*flags &= ~PID_NAMED;
 	return 0;
 }
 

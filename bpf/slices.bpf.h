@@ -13,7 +13,9 @@
 /* A power of two; who ran before these is not known. */
 #define LOG_SLICES 2048
 
-#define PF_KTHREAD 0x00200000 /* include/linux/sched.h */
+/* include/linux/sched.h */
+#define PF_EXITING 0x00000004
+#define PF_KTHREAD 0x00200000
 
 struct slice {
 	__u64 end_ns;

@@ -20,7 +20,6 @@
 #include "vcpu.bpf.h"
 #include "vcpulag.h"
 
-const volatile __u64 slower_ns = 0;
 const volatile bool with_stacks = false;
 /* How many are possible. */
 const volatile __u32 cpus = 1;
@@ -82,7 +81,9 @@ static __always_inline void switched_out(void *ctx, struct task_struct *prev, bo
 			blame_unseen(v, prev, 1);
 	}
 	v->place = sleeps ? asleep_place(v, prev) : LAG_PREEMPTED;
-	if (v->place == LAG_HALTED && !v->poll_until_ns)
+	/* Preempted while its guest has nothing to do, it has polled, and may go on to later. */
+	if (!v->poll_until_ns &&
+	    (v->place == LAG_HALTED || (!sleeps && v->inside && guest_halted(v) == 1)))
 		v->poll_until_ns = now;
 	if (with_stacks && v->place == LAG_BLOCKED)
 		v->stack = bpf_get_stackid(ctx, &stacks, 0);
@@ -209,7 +210,10 @@ arrived:
 	if (from_ns < v->blamed_until_ns)
 		from_ns = v->blamed_until_ns;
 	v->blamed_until_ns = 0;
-	if (!queued || from_ns >= clock)
+	if (!queued || from_ns > clock)
+		from_ns = clock;
+	/* Nobody is to blame, but the wait may have to be told. */
+	if (from_ns == clock && !slower_ns)
 		return;
 	look = look_back(v, tid, cpu, from_ns, clock, cpu);
 	if (!look)
@@ -237,7 +241,8 @@ int BPF_PROG(sched_switch, bool preempt, struct task_struct *prev, struct task_s
 	__u8 *flags;
 
 	flags = pid_flags(prev->tgid);
-	if (flags && !(*flags & PID_NAMED))
+	/* Who ends is named no more: its PID may be another's next. */
+	if (flags && !(*flags & PID_NAMED) && !(prev->flags & PF_EXITING))
 		name_process(prev, flags);
 	log_slice(rq, prev, flags && *flags & PID_VM);
 	if (pid_is(prev->pid, PID_VCPU))
@@ -281,6 +286,7 @@ int BPF_PROG(sched_migrate_task, struct task_struct *task, int dest_cpu)
 	v = bpf_map_lookup_elem(&vcpus, &tid);
 	if (!v)
 		return 0;
+	write_begin(v);
 	waited_ns = run_delay - v->blamed_run_delay_ns;
 	v->blamed_run_delay_ns = run_delay;
 	clock = rq->clock;
@@ -289,6 +295,7 @@ int BPF_PROG(sched_migrate_task, struct task_struct *task, int dest_cpu)
 		blame_moved(v, rq, tid, clock - waited_ns);
 	/* The next queue has another clock. */
 	v->blamed_until_ns = 0;
+	write_end(v);
 	return 0;
 }
 
@@ -322,6 +329,15 @@ static __always_inline void run_begins_or_ends(__u32 begins)
 			add_vcpu(task, LAG_RUNNING, 1);
 		return;
 	}
+	/* User space has not yet read what there was of an earlier thread with this ID. */
+	if (v->ended_ns) {
+		if (!v->succeeded)
+			__sync_fetch_and_add(&lost_vcpus, 1);
+		v->succeeded = 1;
+		return;
+	}
+	if (!v->known_ns)
+		return;
 	write_begin(v);
 	if (v->place == LAG_RUNNING && v->seen_pcount == current_pcount())
 		settle(v, bpf_ktime_get_ns());
@@ -350,7 +366,7 @@ static __always_inline void halt_ends(__u64 halted_ns)
 	struct lag_vcpu *v = bpf_map_lookup_elem(&vcpus, &tid);
 	__u64 now, begun, until;
 
-	if (!v)
+	if (!v || !v->known_ns || v->ended_ns)
 		return;
 	now = bpf_ktime_get_ns();
 	begun = now - halted_ns;
@@ -383,7 +399,7 @@ static __always_inline void thread_ends(void)
 	if (!flags || !*flags)
 		return;
 	v = bpf_map_lookup_elem(&vcpus, &tid);
-	if (v) {
+	if (v && !v->ended_ns) {
 		write_begin(v);
 		settle(v, bpf_ktime_get_ns());
 		/* User space deletes it when it has read it. */
@@ -433,9 +449,10 @@ struct {
 /* How often a sample is taken again if the vCPU is written meanwhile. */
 #define SAMPLE_TRIES 4
 
-/* Only who would be forgotten soon is to be blamed now; the rest can wait for the interval's end.
- */
+/* Only who would be forgotten soon is to be blamed now; the rest can wait for the end. */
 bool settling;
+/* How often the iterator has laid claim to a wait. */
+__u64 claims;
 
 /*
  * A wait that goes on is blamed up to now. If it ends meanwhile on its own CPU, that must not blame
@@ -449,6 +466,7 @@ static __always_inline void claim_and_blame(struct lag_vcpu *v, struct rq *rq, _
 	__u64 clock = clock_now(rq);
 	struct cpu_log *log;
 	struct look *look;
+	__u32 i;
 
 	log = bpf_map_lookup_elem(&cpu_logs, &cpu);
 	if (from_ns < v->blamed_until_ns)
@@ -459,7 +477,8 @@ static __always_inline void claim_and_blame(struct lag_vcpu *v, struct rq *rq, _
 	    log->slices[(log->head - LOG_SLICES / 2) & (LOG_SLICES - 1)].end_ns <= from_ns)
 		return;
 	*(volatile __u64 *)&v->blamed_until_ns = clock;
-	barrier();
+	/* A memory barrier. */
+	__sync_fetch_and_add(&claims, 1);
 	if (seen != *(volatile __u32 *)&v->seq) {
 		v->blamed_until_ns = 0;
 		return;
@@ -468,6 +487,9 @@ static __always_inline void claim_and_blame(struct lag_vcpu *v, struct rq *rq, _
 	if (!look)
 		return;
 	look_far(element);
+	/* What has come into the log meanwhile. */
+	for (i = 0; i < 8 && look->head < *(volatile __u64 *)&log->head; i++)
+		blame_slice(element, look->head++);
 	blame_running(look, rq);
 	add_culprits(v, look);
 }
@@ -492,13 +514,27 @@ static __always_inline void pay_debts(struct lag_vcpu *v, __u32 tid)
 	}
 }
 
+/*
+ * Since when @task has been on its run queue, if it waits. Not inlined: of what another kernel has
+ * the compiler would take the addresses out of the loop, and out of the question whether it has it.
+ */
+static __noinline __u64 queued_since(struct task_struct *task)
+{
+	/* Asleep but queued is a delayed dequeue, no wait: see runqlat.bpf.c. */
+	if (BPF_CORE_READ(task, on_cpu) || !BPF_CORE_READ(task, on_rq) || !task_runnable(task))
+		return 0;
+	return BPF_CORE_READ(task, sched_info.last_queued);
+}
+
 static __always_inline int visit(struct seq_file *seq, struct task_struct *task)
 {
 	__u32 tid, i, seen, first = 0;
 	struct lag_sample *sample;
+	struct cfs_rq *cfs_rq;
 	struct lag_vcpu *v;
-	struct rq *rq;
 	__u64 clock, queued;
+	struct rq *rq;
+	__u8 *flags;
 
 	if (!task || !task->pid)
 		return 0;
@@ -522,28 +558,37 @@ static __always_inline int visit(struct seq_file *seq, struct task_struct *task)
 			v->poll_until_ns = v->since_ns;
 			/* Nor is anybody blamed for what was before. */
 			v->blamed_until_ns = clock_now(rq);
+			/* It may have left KVM_RUN before it was in the map. */
+			if (!task_in_vcpu(task))
+				v->inside = 0;
 		}
 	}
 	sample = bpf_map_lookup_elem(&scratch, &first);
 	if (!v || !v->known_ns || v->ended_ns || !sample)
 		return 0;
+	/* Lost where two threads of a process changed its flags at once. */
+	flags = pid_flags(tid);
+	if (flags && !(*flags & PID_VCPU))
+		*flags |= PID_VCPU;
 	pay_debts(v, tid);
-	queued = task->sched_info.last_queued;
-	/* Asleep but queued is a delayed dequeue, no wait: see runqlat.bpf.c. */
-	if (task->on_cpu || !task->on_rq || !task_runnable(task))
-		queued = 0;
+	queued = queued_since(task);
 	if (queued)
 		claim_and_blame(v, rq, tid, queued);
-	clock = clock_now(rq);
-	sample->queued_for_ns = queued && clock > queued ? clock - queued : 0;
-	sample->throttled_ns = cfs_rq_throttled_ns(BPF_CORE_READ(task, se.cfs_rq));
-	sample->run_delay_ns = task->sched_info.run_delay;
 	sample->tid = tid;
 	for (i = 0; i < SAMPLE_TRIES; i++) {
 		seen = *(volatile __u32 *)&v->seq;
 		barrier();
 		sample->vcpu = *v;
 		sample->now_ns = bpf_ktime_get_ns();
+		cfs_rq = BPF_CORE_READ(task, se.cfs_rq);
+		clock = clock_now(BPF_CORE_READ(cfs_rq, rq));
+		queued = queued_since(task);
+		sample->queued_for_ns = queued && clock > queued ? clock - queued : 0;
+		sample->run_delay_ns = BPF_CORE_READ(task, sched_info.run_delay);
+		/* Each CPU counts for itself. */
+		sample->throttled_ns = v->off_throttled_ns;
+		if (v->off_cfs_rq == (__u64)cfs_rq)
+			sample->throttled_ns = cfs_rq_throttled_ns(cfs_rq);
 		barrier();
 		if (seen == *(volatile __u32 *)&v->seq && !(seen & 1))
 			break;

@@ -93,6 +93,7 @@ struct lag_vcpu {
 	__u32 seq;		   /* odd while it is written */
 	__u32 place;		   /* enum lag_place */
 	__u32 inside;		   /* KVM_RUN */
+	__u32 succeeded;	   /* ended, and another thread has its ID */
 	__s32 stack; /* where it is blocked, if that is asked for; an error or of `stacks` */
 	__u8 comm[TASK_COMM_LEN]; /* the process's */
 };

@@ -226,3 +226,20 @@ fn a_vcpu_is_asked_for_by_its_number() {
     assert_eq!(vcpus, ["1", "1"]);
     guests.end();
 }
+
+#[test]
+fn a_vcpu_that_has_used_up_its_quota_waits_for_that() {
+    let _alone = alone();
+    let guests = Guests::start(&["--vms", "1", "--cpu-max", "30", "--duration", "120"]);
+    let args = ["-c", &guests.cgroup(), "--json", "-d", "4"];
+    let ended = Tool::start(VCPULAG, &args).wait();
+    let row: Value = serde_json::from_str(ended.stdout.lines().next().expect("a row")).unwrap();
+    let (wait_ns, throttled_ns) = (ns(&row, "wait_ns"), ns(&row, "wait_throttled_ns"));
+    let others_ns: u64 =
+        row["blamed_ns"].as_object().unwrap().values().map(|ns| ns.as_u64().unwrap()).sum();
+    assert!(wait_ns > 2_000_000_000, "70 % of 4 s: {row}");
+    // Of the wait that goes on at the end it is not known yet: at most a period.
+    assert!(throttled_ns + others_ns + 100_000_000 >= wait_ns - wait_ns / 20, "{row}");
+    assert!(throttled_ns > wait_ns / 2, "{row}");
+    guests.end();
+}

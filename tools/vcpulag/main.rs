@@ -11,7 +11,7 @@ use std::fs::File;
 use std::io::{BufWriter, Write as _, stdout};
 use std::mem::MaybeUninit;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use clap::{Parser, ValueEnum};
@@ -232,6 +232,7 @@ fn tell_long_waits(
     let format = Format::from(&args.output);
     slow::begin(out, format)?;
     out.flush()?;
+    let mut looked = Instant::now();
     ticker.wait_working(stop, SLOW_PERIOD, || {
         for wait in tracer.long_waits()? {
             let vm = wait.thread.vm;
@@ -240,6 +241,10 @@ fn tell_long_waits(
                 culprit_name(culprit, |pid, comm| names.name(pid, 0, comm).to_owned())
             });
             slow::write(out, format, &wait, &name, culprit.as_deref())?;
+        }
+        if looked.elapsed() >= SETTLE_PERIOD {
+            looked = Instant::now();
+            tracer.forget_ended()?;
         }
         Ok(out.flush()?)
     })?;

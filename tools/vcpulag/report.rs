@@ -54,19 +54,22 @@ impl Losses {
             (self.waits, format!("lost {} waits in histograms: no room for them", self.waits)),
             (self.missed, format!("lost {} events: the kernel skipped them", self.missed)),
             (self.untold, format!("not shown {} waits: too many at once", self.untold)),
+            (
+                self.unnamed_ns,
+                format!(
+                    "{} of waits for others without names: no room for them",
+                    short_duration(self.unnamed_ns)
+                ),
+            ),
         ])
     }
 
     /// Sentences about what is known less well.
     fn notes(&self) -> Vec<String> {
-        let unnamed = short_duration(self.unnamed_ns);
-        said([
-            (
-                self.unseen,
-                format!("from totals {} waits: sched_switch did not show them", self.unseen),
-            ),
-            (self.unnamed_ns, format!("{unnamed} of waits for whom is not known: no memory")),
-        ])
+        said([(
+            self.unseen,
+            format!("from totals {} waits: sched_switch did not show them", self.unseen),
+        )])
     }
 }
 
@@ -349,8 +352,10 @@ impl Report {
             writeln!(out, "{}", interval.clock())?;
         }
         let (mut victims, mut culprits) = (Groups::default(), Groups::default());
-        for (row, _, name, ns) in pairs {
+        for (row, culprit, name, ns) in pairs {
             victims.add(&row.title(), name, ns);
+            // Each VM is itself to its own vCPUs only.
+            let name = if culprit.kind == Kind::Sibling { &row.row.name } else { name };
             culprits.add(name, &row.title(), ns);
         }
         for row in rows {
@@ -809,8 +814,8 @@ mod tests {
         lost 2 waits in histograms: no room for them
         lost 3 events: the kernel skipped them
         not shown 5 waits: too many at once
+        88us of waits for others without names: no room for them
         from totals 4 waits: sched_switch did not show them
-        88us of waits for whom is not known: no memory
         ");
         let matrix = written_with(&report_of_all(), &[], &losses);
         assert_eq!(matrix, rows);
@@ -843,10 +848,11 @@ mod tests {
         backup                   2 together                  1.1s     11.0%
                                  web/3                      900ms      9.0%
                                  idle/0                     200ms      2.0%
-        itself                   web/3                      300ms      3.0%
+        web                      2 together                 399ms      4.0%
+                                 web/3                      300ms      3.0%
+                                 batch/?                     99ms      1.0%
         kworker/0:1              web/3                      200ms      2.0%
         interrupts               web/3                      100ms      1.0%
-        web                      batch/?                     99ms      1.0%
         ");
         let rows = rows.map(|row| of_vm(row, 1));
         let by_vm = written(&Report { by_vm: true, ..report_of_all() }, &rows);

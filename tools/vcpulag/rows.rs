@@ -149,6 +149,8 @@ impl Times {
             excess -= taken;
         }
         self.vmm_cpu_ns = self.vmm_cpu_ns.min(self.vmm_ns);
+        // Polling is counted when the halt ends, and may have been in the interval before.
+        self.poll_ns = self.poll_ns.min(self.run_ns);
         self
     }
 
@@ -179,7 +181,7 @@ impl Times {
         self.culprits_ns.iter().sum::<u64>() - self.blamed_ns(Kind::Nobody)
     }
 
-    /// Waits for others, by kind; the last is what nobody can be blamed for, as it is not known who ran.
+    /// Waits for one kind of others.
     pub fn blamed_ns(&self, kind: Kind) -> u64 {
         KINDS.iter().position(|k| *k == kind).map_or(0, |at| self.culprits_ns[at])
     }
@@ -229,7 +231,7 @@ pub struct Culprit {
     pub kind: Kind,
     /// The process.
     pub pid: i32,
-    /// A thread's name of it, when it was first seen.
+    /// Its name when it was first seen.
     pub comm: String,
 }
 

@@ -76,7 +76,7 @@ const SLOW_BYTES: u32 = 256 << 10;
 /// Room for stacks, and for vCPUs at each.
 const STACKS: u32 = 4_096;
 const BLOCKS: u32 = 65_536;
-/// `PIDS_PER_ELEMENT` in bpf/vcpulag.bpf.c.
+/// `PIDS_PER_ELEMENT` in bpf/pids.bpf.h.
 const PIDS_PER_ELEMENT: u64 = 64;
 
 type LongWaits = (RingBuffer<'static>, Rc<RefCell<Vec<LongWait>>>);
@@ -186,6 +186,17 @@ impl<'obj> Tracer<'obj> {
         self.bss_mut()?.pairs_full = false;
         earlier.forget(&ended);
         Ok(())
+    }
+
+    /// Forgets vCPUs whose threads have ended, where nobody asks what there was of them.
+    pub fn forget_ended(&mut self) -> Result<()> {
+        let samples = self.read_ended()?;
+        if samples.is_empty() {
+            return Ok(());
+        }
+        let (waits, pairs) = (self.read_waits()?, self.read_pairs()?);
+        let reading = Reading { epoch: self.epoch, samples, waits, pairs };
+        self.forget(&reading, &mut Earlier::default())
     }
 
     /// Hands over the long waits that have ended.
