@@ -124,7 +124,10 @@ fn stacks_of_blocked_vcpus_are_folded_lines_and_nothing_else() {
     let guests = Guests::start(&["--vms", "1", "--duration", "60"]);
     let output = run(&["-c", &guests.cgroup(), "--stacks", "-d", "1"]);
     assert!(output.status.success());
-    assert_eq!(String::from_utf8_lossy(&output.stderr), "Tracing vCPUs... Hit Ctrl-C to end.\n");
+    assert_eq!(
+        String::from_utf8_lossy(&output.stderr),
+        "vcpulag: Tracing vCPUs... Hit Ctrl-C to end.\n"
+    );
     for line in String::from_utf8(output.stdout).unwrap().lines() {
         let (stack, micros) = line.rsplit_once(' ').unwrap();
         assert!(!stack.contains(' ') && micros.parse::<u64>().is_ok(), "{line}");
