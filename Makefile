@@ -34,7 +34,8 @@ vm:
 bench:
 	packaging/install-deps bench
 	packaging/install-deps vm
-	cargo bench --bench runqlat --bench kvmexits
+	cargo build --release --workspace
+	cargo bench --bench runqlat --bench kvmexits --bench vcpulag
 	tests/vm/bench
 
 install:

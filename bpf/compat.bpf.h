@@ -68,6 +68,41 @@ static __always_inline bool task_runnable(struct task_struct *task)
 	return !BPF_CORE_READ(old, state);
 }
 
+/* TASK_UNINTERRUPTIBLE is 2, as it has always been. */
+static __always_inline bool task_uninterruptible(struct task_struct *task)
+{
+	struct task_struct___pre_514 *old = (void *)task;
+
+	if (bpf_core_field_exists(task->__state))
+		return BPF_CORE_READ(task, __state) & 2;
+	return BPF_CORE_READ(old, state) & 2;
+}
+
+/*
+ * For how long the tasks of @cfs_rq have not been allowed to run, by their own group's quota or one
+ * above; counted when that is over (tg_unthrottle_up() in kernel/sched/fair.c). Linux 6.6
+ * (677ea015f231, "sched: add throttled time stat for throttled children") has it in nanoseconds.
+ * Before, all there is is for the load's averages, on a clock that runs slower on slow CPUs;
+ * Linux 5.19 (64eaf50731ac, "sched/fair: Fix cfs_rq_clock_pelt() for throttled cfs_rq") renamed
+ * that.
+ */
+struct cfs_rq___pre_519 {
+	u64 throttled_clock_task_time;
+} __attribute__((preserve_access_index));
+
+static __always_inline u64 cfs_rq_throttled_ns(struct cfs_rq *cfs_rq)
+{
+	struct cfs_rq___pre_519 *old = (void *)cfs_rq;
+
+	if (bpf_core_field_exists(cfs_rq->throttled_clock_self_time))
+		return BPF_CORE_READ(cfs_rq, throttled_clock_self_time);
+	if (bpf_core_field_exists(cfs_rq->throttled_clock_pelt_time))
+		return BPF_CORE_READ(cfs_rq, throttled_clock_pelt_time);
+	if (bpf_core_field_exists(old->throttled_clock_task_time))
+		return BPF_CORE_READ(old, throttled_clock_task_time);
+	return 0; /* without CONFIG_CFS_BANDWIDTH there are no quotas */
+}
+
 /*
  * What the kernel's books say the current task has waited for CPUs. Since Linux 5.11 (3ca1032ab7ab,
  * "bpf: Implement get_current_task_btf and RET_PTR_TO_BTF_ID") its fields are loads, not each a
@@ -84,6 +119,17 @@ static __always_inline u64 current_run_delay_ns(void)
 		return bpf_get_current_task_btf()->sched_info.run_delay;
 	task = (void *)bpf_get_current_task();
 	return BPF_CORE_READ(task, sched_info.run_delay);
+}
+
+/* Likewise how often it has got one. */
+static __always_inline u64 current_pcount(void)
+{
+	struct task_struct *task;
+
+	if (HAS_TYPED_CURRENT)
+		return bpf_get_current_task_btf()->sched_info.pcount;
+	task = (void *)bpf_get_current_task();
+	return BPF_CORE_READ(task, sched_info.pcount);
 }
 
 /* Likewise the first of its preempt notifiers. */

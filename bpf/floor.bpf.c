@@ -10,6 +10,12 @@ int BPF_PROG(sched_switch)
 	return 0;
 }
 
+SEC("tp_btf/sched_migrate_task")
+int BPF_PROG(sched_migrate_task)
+{
+	return 0;
+}
+
 SEC("raw_tp/kvm_exit")
 int kvm_exit(void *ctx)
 {
@@ -22,7 +28,7 @@ int kvm_entry(void *ctx)
 	return 0;
 }
 
-/* As kvmexits' own: 0 would keep the event from perf. */
+/* As the tools' own: 0 would keep the event from perf. */
 SEC("tp/kvm/kvm_userspace_exit")
 int kvm_userspace_exit(void *ctx)
 {
@@ -31,6 +37,12 @@ int kvm_userspace_exit(void *ctx)
 
 SEC("tp/kvm/kvm_fpu")
 int kvm_fpu(void *ctx)
+{
+	return 1;
+}
+
+SEC("tp/kvm/kvm_vcpu_wakeup")
+int kvm_vcpu_wakeup(void *ctx)
 {
 	return 1;
 }

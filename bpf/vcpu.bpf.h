@@ -20,20 +20,30 @@ static __always_inline bool task_in_vcpu(struct task_struct *task)
 }
 
 /*
- * The vCPU in whose ioctl the current task is; NULL if it is in none, or the kernel has no BTF of
- * KVM's types (Linux 5.10 has none of modules).
+ * The vCPU of a preempt notifier; NULL if there is none, or the kernel has no BTF of KVM's types
+ * (Linux 5.10 has none of modules, and of the kernel's own only if that happens to name them).
  */
+static __always_inline struct kvm_vcpu *notified_vcpu(struct hlist_node *notifier)
+{
+	if (!notifier || !bpf_core_type_exists(struct kvm_vcpu))
+		return NULL;
+	return (void *)notifier - bpf_core_field_offset(struct kvm_vcpu, preempt_notifier.link);
+}
+
+/* The vCPU in whose ioctl the current task is. */
 static __always_inline struct kvm_vcpu *current_vcpu(void)
 {
-	struct hlist_node *first;
+	if (!bpf_core_field_exists(struct task_struct, preempt_notifiers))
+		return NULL;
+	return notified_vcpu(current_preempt_notifier());
+}
 
-	if (!bpf_core_field_exists(struct task_struct, preempt_notifiers) ||
-	    !bpf_core_type_exists(struct kvm_vcpu))
+/* The vCPU in whose ioctl @task is. */
+static __always_inline struct kvm_vcpu *task_vcpu(struct task_struct *task)
+{
+	if (!bpf_core_field_exists(task->preempt_notifiers))
 		return NULL;
-	first = current_preempt_notifier();
-	if (!first)
-		return NULL;
-	return (void *)first - bpf_core_field_offset(struct kvm_vcpu, preempt_notifier.link);
+	return notified_vcpu(BPF_CORE_READ(task, preempt_notifiers.first));
 }
 
 #endif /* __VCPU_BPF_H */

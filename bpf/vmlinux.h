@@ -36,12 +36,14 @@ enum bpf_map_type {
 	BPF_MAP_TYPE_HASH = 1,
 	BPF_MAP_TYPE_ARRAY = 2,
 	BPF_MAP_TYPE_STACK_TRACE = 7,
+	BPF_MAP_TYPE_LRU_HASH = 9,
 	BPF_MAP_TYPE_RINGBUF = 27,
 	BPF_MAP_TYPE_TASK_STORAGE = 29,
 };
 
 enum {
 	BPF_F_NO_PREALLOC = 1U << 0,
+	BPF_ANY = 0,
 	BPF_NOEXIST = 1,
 	BPF_LOCAL_STORAGE_GET_F_CREATE = 1U << 0,
 	BPF_F_USER_STACK = 1U << 8,
@@ -209,20 +211,26 @@ struct hlist_head {
 
 struct rq {
 	u64 clock;
+	u64 clock_task;
 	int cpu;
+	struct task_struct *curr;
 };
 
 struct cfs_rq {
 	struct rq *rq;
+	u64 throttled_clock_pelt_time;
+	u64 throttled_clock_self_time;
 };
 
 struct sched_entity {
+	u64 sum_exec_runtime;
 	struct cfs_rq *cfs_rq;
 };
 
 struct sched_info {
 	unsigned long pcount;
 	unsigned long long run_delay;
+	unsigned long long last_arrival;
 	unsigned long long last_queued;
 };
 
@@ -232,6 +240,7 @@ struct task_struct {
 	unsigned int on_cpu;
 	unsigned int on_rq;
 	struct sched_entity se;
+	unsigned int flags;
 	struct hlist_head preempt_notifiers;
 	struct sched_info sched_info;
 	pid_t pid;
@@ -248,10 +257,25 @@ struct preempt_notifier {
 	struct hlist_node link;
 };
 
+#define E2BIG 7
+
+/* include/uapi/linux/kvm.h */
+enum {
+	KVM_MP_STATE_UNINITIALIZED = 1,
+	KVM_MP_STATE_INIT_RECEIVED = 2,
+	KVM_MP_STATE_HALTED = 3,
+	KVM_MP_STATE_AP_RESET_HOLD = 9,
+};
+
+struct kvm_vcpu_arch {
+	int mp_state;
+};
+
 struct kvm_vcpu {
 	struct preempt_notifier preempt_notifier;
 	int vcpu_id;
 	struct kvm_run *run;
+	struct kvm_vcpu_arch arch;
 };
 
 struct vmcb_control_area {

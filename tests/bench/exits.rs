@@ -1,19 +1,19 @@
 //! What an exit costs: measured in many short rounds, in which everybody has a turn, so that whatever else the machine
 //! does meets all alike.
 
-use std::fs;
 use std::process::id;
 use std::thread::sleep;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 
 use crate::columns::{self, medians};
-use crate::fdinfo::Holdings;
+use crate::fdinfo::{Holdings, ns_per};
 use crate::floor::Floor;
 use crate::perf::Recording;
 use crate::pingpong;
 use crate::samples::Samples;
+use crate::schedstat::on_cpu_ns;
 use crate::stats::Stats;
 use crate::storm;
 use crate::tool::Tool;
@@ -115,19 +115,15 @@ impl Peers<'_> {
     fn bpf_time(&self, kind: &Kind) -> Result<[Samples; COLUMNS]> {
         let _on = Stats::on()?;
         let mut all: [Samples; COLUMNS] = Default::default();
-        let per_exit = |holdings: &dyn Fn() -> Result<Holdings>| -> Result<f64> {
-            let before = holdings()?.run_time_ns;
-            let storm = storm::rage(self.program, 1, kind.reason, self.rounds.exits)?;
-            Ok((holdings()?.run_time_ns - before) as f64 / storm.exits as f64)
-        };
+        let storm = || Ok(storm::rage(self.program, 1, kind.reason, self.rounds.exits)?.exits);
         for _ in 0..self.rounds.bpf_time {
             {
                 let _links = self.floor.attach(kind.floor)?;
-                all[FLOOR].push(per_exit(&|| Holdings::of(id()))?);
+                all[FLOOR].push(ns_per(|| Holdings::of(id()), storm)?);
             }
             for (column, tool) in self.ours() {
                 let running = tool.start()?;
-                all[column].push(per_exit(&|| running.holdings())?);
+                all[column].push(ns_per(|| running.holdings(), storm)?);
             }
         }
         Ok(all)
@@ -163,16 +159,15 @@ impl Peers<'_> {
     pub fn switches(&self) -> Result<()> {
         let _on = Stats::on()?;
         let mut all: [Samples; COLUMNS] = Default::default();
+        let switches = || Ok(pingpong::play(self.rounds.round_trips)?.switches);
         for _ in 0..self.rounds.switches {
             {
                 let _links = self.floor.attach(&[pingpong::TRACEPOINT])?;
-                all[FLOOR]
-                    .push(pingpong::ns_per_switch(self.rounds.round_trips, || Holdings::of(id()))?);
+                all[FLOOR].push(ns_per(|| Holdings::of(id()), switches)?);
             }
             for (column, tool) in self.ours() {
                 let running = tool.start()?;
-                all[column]
-                    .push(pingpong::ns_per_switch(self.rounds.round_trips, || running.holdings())?);
+                all[column].push(ns_per(|| running.holdings(), switches)?);
             }
         }
         self.head("context switches of other threads");
@@ -224,15 +219,4 @@ fn with_own(pid: u32, storm: impl Fn() -> Result<storm::Storm>) -> Result<(storm
     let storm = storm()?;
     sleep(SETTLED);
     Ok((storm, (on_cpu_ns(pid)? - before) / storm.exits as f64))
-}
-
-/// The CPU time of a process: of each thread the first field of its schedstat.
-fn on_cpu_ns(pid: u32) -> Result<f64> {
-    let path = format!("/proc/{pid}/task");
-    let threads = fs::read_dir(&path).with_context(|| format!("failed to read `{path}`"))?;
-    let of = |thread: fs::DirEntry| -> Option<f64> {
-        let text = fs::read_to_string(thread.path().join("schedstat")).ok()?;
-        text.split_whitespace().next()?.parse().ok()
-    };
-    Ok(threads.flatten().filter_map(of).sum())
 }

@@ -50,3 +50,14 @@ impl Holdings {
         Ok(all)
     }
 }
+
+/// Nanoseconds in the BPF programs of somebody for each of the things that a load does; it returns how many it did.
+pub fn ns_per(
+    holdings: impl Fn() -> Result<Holdings>,
+    load: impl FnOnce() -> Result<u64>,
+) -> Result<f64> {
+    let before = holdings()?.run_time_ns;
+    let count = load()?;
+    let run_time_ns = holdings()?.run_time_ns - before;
+    Ok(run_time_ns as f64 / count as f64)
+}

@@ -28,6 +28,8 @@ impl<'obj> Floor<'obj> {
             &progs.kvm_entry,
             &progs.kvm_userspace_exit,
             &progs.kvm_fpu,
+            &progs.kvm_vcpu_wakeup,
+            &progs.sched_migrate_task,
         ];
         let wanted = all
             .into_iter()

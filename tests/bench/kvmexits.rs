@@ -9,11 +9,14 @@ mod exits;
 mod fdinfo;
 mod floor;
 mod links;
+mod loadgen;
 mod loss;
 mod perf;
 #[allow(dead_code, reason = "this bench uses a part of it")]
 mod pingpong;
 mod samples;
+mod schedstat;
+mod signal;
 mod stats;
 mod storm;
 mod tool;

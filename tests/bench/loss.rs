@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 
 use crate::exits::{Kind, Peers};
+use crate::signal::interrupt;
 use crate::storm;
 
 /// How long a storm is to last.
@@ -104,8 +105,7 @@ impl Counting {
     }
 
     fn end(mut self) -> Result<Ended> {
-        // SAFETY: a plain system call; the child has not been waited for, so the PID is its own.
-        unsafe { libc::kill(self.child.id().cast_signed(), libc::SIGINT) };
+        interrupt(&self.child);
         let status = self.child.wait()?;
         let [stdout, stderr] = &self.files;
         let (stdout, stderr) = (fs::read_to_string(stdout)?, fs::read_to_string(stderr)?);

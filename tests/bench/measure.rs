@@ -2,10 +2,12 @@
 //! does meets all alike.
 
 use std::process::id;
+use std::thread::sleep;
+use std::time::Duration;
 
 use anyhow::Result;
 
-use crate::fdinfo::Holdings;
+use crate::fdinfo::{Holdings, ns_per};
 use crate::floor::Floor;
 use crate::pingpong;
 use crate::samples::Samples;
@@ -23,42 +25,72 @@ pub struct Peers<'obj> {
     pub theirs: Tool,
 }
 
-const BPF_TIME_ROUNDS: u32 = 11;
+/// Of context switches.
+pub const BPF_TIME_ROUNDS: u32 = 11;
 const START_ROUNDS: u32 = 41;
 const MEMORY_ROUNDS: u32 = 5;
 const SLOWDOWN_ROUNDS: u32 = 41;
 /// About 0.1 s.
 const ROUND_TRIPS: u32 = 20_000;
 
-/// Nanoseconds in all BPF programs of each tool for every context switch of the ping-pong.
+/// What makes BPF programs run.
+pub struct Load<'a> {
+    /// What is counted, as a row's name.
+    pub what: &'static str,
+    /// Where the tool has programs that run.
+    pub tracepoints: &'a [&'a str],
+    /// How often each is measured.
+    pub rounds: u32,
+    /// How long a tool has run then: what it does for a switch may depend on what it has seen before.
+    pub settled: Duration,
+    /// Does it for a while, and returns how many there were.
+    pub go: &'a dyn Fn() -> Result<u64>,
+}
+
+/// Context switches of two ordinary threads.
+pub fn switches() -> Load<'static> {
+    Load {
+        what: "BPF time per switch, ns",
+        tracepoints: &[pingpong::TRACEPOINT],
+        rounds: BPF_TIME_ROUNDS,
+        settled: Duration::ZERO,
+        go: &|| Ok(pingpong::play(ROUND_TRIPS)?.switches),
+    }
+}
+
+/// Nanoseconds in all BPF programs of each tool for every one of what the load makes.
 pub fn bpf_time(
     peers: &Peers<'_>,
-    limit: f64,
+    load: &Load<'_>,
+    limit: Option<f64>,
     variants: &[(&'static str, Tool)],
 ) -> Result<Vec<Row>> {
     let _on = Stats::on()?;
     let (mut floor, mut theirs) = (Samples::default(), Samples::default());
-    let ours = [("BPF time per switch, ns", &peers.ours)];
+    let ours = [(load.what, &peers.ours)];
     let ours = ours.into_iter().chain(variants.iter().map(|(what, tool)| (*what, tool)));
     let mut ours: Vec<_> = ours.map(|(what, tool)| (what, tool, Samples::default())).collect();
-    for _ in 0..BPF_TIME_ROUNDS {
+    for _ in 0..load.rounds {
         {
-            let _links = peers.floor.attach(&[pingpong::TRACEPOINT])?;
-            floor.push(pingpong::ns_per_switch(ROUND_TRIPS, || Holdings::of(id()))?);
+            let _links = peers.floor.attach(load.tracepoints)?;
+            floor.push(ns_per(|| Holdings::of(id()), load.go)?);
         }
         for (_, tool, samples) in &mut ours {
             let running = tool.start()?;
-            samples.push(pingpong::ns_per_switch(ROUND_TRIPS, || running.holdings())?);
+            sleep(load.settled);
+            samples.push(ns_per(|| running.holdings(), load.go)?);
         }
         let running = peers.theirs.start()?;
-        theirs.push(pingpong::ns_per_switch(ROUND_TRIPS, || running.holdings())?);
+        sleep(load.settled);
+        theirs.push(ns_per(|| running.holdings(), load.go)?);
     }
     let rows = ours.into_iter().enumerate().map(|(i, (what, _, ours))| Row {
         what,
         floor: (i == 0).then(|| floor.clone()),
         ours,
         theirs: theirs.clone(),
-        limit: (i == 0).then_some(limit),
+        limit: limit.filter(|_| i == 0),
+        floor_limit: None,
     });
     Ok(rows.collect())
 }
@@ -70,7 +102,14 @@ pub fn start(peers: &Peers<'_>, limit: f64) -> Result<Row> {
         ours.push(1e3 * peers.ours.start()?.attached_after.as_secs_f64());
         theirs.push(1e3 * peers.theirs.start()?.attached_after.as_secs_f64());
     }
-    Ok(Row { what: "exec to attached, ms", floor: None, ours, theirs, limit: Some(limit) })
+    Ok(Row {
+        what: "exec to attached, ms",
+        floor: None,
+        ours,
+        theirs,
+        limit: Some(limit),
+        floor_limit: None,
+    })
 }
 
 /// Resident memory of the attached tools, now and at their highest, and what the kernel holds for them.
@@ -92,7 +131,14 @@ pub fn memory(peers: &Peers<'_>, limit: f64) -> Result<Vec<Row>> {
     let whats = ["resident (VmRSS), KiB", "at most (VmHWM), KiB", "  BPF in the kernel, KiB"];
     let rows = figures.into_iter().zip(whats).zip(limits);
     Ok(rows
-        .map(|(([ours, theirs], what), limit)| Row { what, floor: None, ours, theirs, limit })
+        .map(|(([ours, theirs], what), limit)| Row {
+            what,
+            floor: None,
+            ours,
+            theirs,
+            limit,
+            floor_limit: None,
+        })
         .collect())
 }
 
@@ -118,5 +164,5 @@ pub fn slowdown(peers: &Peers<'_>, limit: f64) -> Result<Row> {
         slower(&mut theirs)?;
     }
     let what = "ping-pong slowdown, %";
-    Ok(Row { what, floor: Some(floor), ours, theirs, limit: Some(limit) })
+    Ok(Row { what, floor: Some(floor), ours, theirs, limit: Some(limit), floor_limit: None })
 }

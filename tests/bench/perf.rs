@@ -7,6 +7,8 @@ use std::process::{Child, ChildStderr, Command, Stdio};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
+use crate::signal::interrupt;
+
 /// What perf says when it records, if it was told to wait for a moment (-D) before.
 const RECORDS: &str = "Events enabled";
 
@@ -47,8 +49,7 @@ impl Recording {
 
     /// Ends it. It must have recorded as many events.
     pub fn end(mut self, at_least: u64) -> Result<()> {
-        // SAFETY: a plain system call; the child has not been waited for, so the PID is its own.
-        unsafe { libc::kill(self.child.id().cast_signed(), libc::SIGINT) };
+        interrupt(&self.child);
         let mut said = String::new();
         self.stderr.read_to_string(&mut said)?;
         let samples = said.split(['(', ')']).find_map(|part| part.strip_suffix(" samples"));

@@ -1,19 +1,20 @@
 //! The load: two threads on one CPU that wake each other through pipes, so that every read is a context switch.
 
-use std::fs;
 use std::io::{PipeReader, PipeWriter, Read as _, Write as _, pipe};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::fdinfo::Holdings;
+use crate::schedstat::times_on_cpu;
 
 /// What it fires.
 pub const TRACEPOINT: &str = "sched_switch";
 
 /// Never CPU 1: on some kernels sched_switch does not fire for switches away from its idle task.
 const CPU: usize = 0;
+/// Of each side's thread.
+const BOOKS: &str = "/proc/thread-self";
 
 /// What a game was.
 #[derive(Clone, Copy, Debug)]
@@ -38,14 +39,6 @@ pub fn play(round_trips: u32) -> Result<Game> {
     Ok(Game { round_trip: time / round_trips, switches: first + second })
 }
 
-/// Nanoseconds in the BPF programs of somebody for every context switch of so many round trips.
-pub fn ns_per_switch(round_trips: u32, holdings: impl Fn() -> Result<Holdings>) -> Result<f64> {
-    let before = holdings()?.run_time_ns;
-    let game = play(round_trips)?;
-    let run_time_ns = holdings()?.run_time_ns - before;
-    Ok(run_time_ns as f64 / game.switches as f64)
-}
-
 /// One thread: how long it played, and how often it got the CPU meanwhile.
 fn side(mut to: PipeWriter, mut from: PipeReader, n: u32, serves: bool) -> Result<(Duration, u64)> {
     pin()?;
@@ -58,7 +51,7 @@ fn side(mut to: PipeWriter, mut from: PipeReader, n: u32, serves: bool) -> Resul
         from.read_exact(&mut ball)?;
         to.write_all(&ball)?;
     }
-    let (switches, start) = (times_on_cpu()?, Instant::now());
+    let (switches, start) = (times_on_cpu(BOOKS)?, Instant::now());
     for _ in 0..n {
         if serves {
             to.write_all(&ball)?;
@@ -68,15 +61,7 @@ fn side(mut to: PipeWriter, mut from: PipeReader, n: u32, serves: bool) -> Resul
             to.write_all(&ball)?;
         }
     }
-    Ok((start.elapsed(), times_on_cpu()? - switches))
-}
-
-/// How often this thread has got a CPU: the third field of its schedstat.
-fn times_on_cpu() -> Result<u64> {
-    let path = "/proc/thread-self/schedstat";
-    let text = fs::read_to_string(path).with_context(|| format!("failed to read `{path}`"))?;
-    let field = text.split_whitespace().nth(2).and_then(|field| field.parse().ok());
-    field.with_context(|| format!("failed to parse `{path}`"))
+    Ok((start.elapsed(), times_on_cpu(BOOKS)? - switches))
 }
 
 fn pin() -> Result<()> {

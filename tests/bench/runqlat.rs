@@ -5,18 +5,20 @@ mod fdinfo;
 mod floor;
 mod links;
 mod measure;
+mod peer;
 mod pingpong;
 mod samples;
+#[allow(dead_code, reason = "this bench uses a part of it")]
+mod schedstat;
 mod stats;
 mod table;
 mod tool;
 
 use std::fs;
 use std::mem::MaybeUninit;
-use std::path::Path;
 use std::process::{ExitCode, id};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use common::session::complain;
 
 use floor::Floor;
@@ -25,8 +27,6 @@ use table::Row;
 use tool::Tool;
 
 const OURS: &str = env!("CARGO_BIN_EXE_runqlat");
-/// Where Debian's and Fedora's libbpf-tools have it.
-const THEIRS: [&str; 2] = ["/usr/sbin/runqlat", "/usr/sbin/bpf-runqlat"];
 
 /// What a context switch may cost in BPF programs, of what libbpf-tools' take.
 const BPF_TIME_LIMIT: f64 = 0.20;
@@ -48,14 +48,11 @@ fn main() -> ExitCode {
 /// False if a requirement is missed.
 fn run() -> Result<bool> {
     stats::check_off()?;
-    let theirs = THEIRS.iter().find(|path| Path::new(path).exists()).with_context(|| {
-        format!("there is no `{}`: install the package libbpf-tools", THEIRS[0])
-    })?;
     let mut object = MaybeUninit::uninit();
     let peers = Peers {
         floor: Floor::load(&mut object)?,
         ours: Tool::new(OURS, &[])?,
-        theirs: Tool::new(theirs, &[])?,
+        theirs: Tool::new(peer::runqlat()?, &[])?,
     };
     let mut variants = vec![
         ("  ours --by thread", Tool::new(OURS, &["--by", "thread"])?),
@@ -66,7 +63,8 @@ fn run() -> Result<bool> {
         None => println!("no cgroup2 mounted: nothing to say about `-c`"),
     }
 
-    let mut rows = measure::bpf_time(&peers, BPF_TIME_LIMIT, &variants)?;
+    let mut rows =
+        measure::bpf_time(&peers, &measure::switches(), Some(BPF_TIME_LIMIT), &variants)?;
     rows.push(measure::start(&peers, NO_WORSE)?);
     rows.extend(measure::memory(&peers, NO_WORSE)?);
     rows.push(measure::slowdown(&peers, NO_WORSE)?);

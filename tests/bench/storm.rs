@@ -1,14 +1,12 @@
 //! The load: guests that leave guest mode as fast as they can, and nothing else.
 
 use std::io::{self, Read as _};
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
-/// Built beside the tools.
-const LOADGEN: &str = "loadgen";
+use crate::loadgen;
 
 /// What a storm was.
 #[derive(Clone, Copy, Debug)]
@@ -31,14 +29,13 @@ impl Storm {
 /// Lets so many guests leave guest mode so many times each, for a reason as loadgen calls it. `tool` is one of those
 /// built beside it.
 pub fn rage(tool: &str, guests: usize, reason: &str, count: u64) -> Result<Storm> {
-    let program = Path::new(tool).with_file_name(LOADGEN);
-    let mut child = Command::new(&program)
-        .args(["run", "--json", "--vms", &guests.to_string()])
+    let mut child = loadgen::command(tool)
+        .args(["--json", "--vms", &guests.to_string()])
         .args(["--workload", &format!("exits={reason}:{count}")])
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .spawn()
-        .with_context(|| format!("failed to start `{}`", program.display()))?;
+        .context("failed to start loadgen")?;
     let mut text = String::new();
     let stdout = child.stdout.take().context("loadgen has no standard output")?;
     io::BufReader::new(stdout).read_to_string(&mut text)?;

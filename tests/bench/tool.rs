@@ -26,7 +26,8 @@ pub struct Tool {
 
 /// A tool that is attached. Killed on drop.
 pub struct Running {
-    child: Child,
+    /// The process.
+    pub child: Child,
     links: Vec<u32>,
     /// From just before fork and exec until its last link was there.
     pub attached_after: Duration,
@@ -45,11 +46,16 @@ impl Tool {
 
     /// Returns when the tool is attached.
     pub fn start(&self) -> Result<Running> {
+        self.start_to(Stdio::null())
+    }
+
+    /// The same, with its output to go there.
+    pub fn start_to(&self, stdout: Stdio) -> Result<Running> {
         let newest_before = links::newest();
         let start = Instant::now();
         let child = Command::new(&self.program)
             .args(&self.args)
-            .stdout(Stdio::null())
+            .stdout(stdout)
             .spawn()
             .with_context(|| format!("failed to start `{}`", self.program))?;
         let mut running = Running { child, links: vec![], attached_after: Duration::ZERO };

@@ -11,6 +11,7 @@ mod kvmexits;
 mod loadgen;
 mod readme;
 mod runqlat;
+mod vcpulag;
 
 /// The running kernel's version, as (6, 12).
 fn kernel() -> (u32, u32) {

@@ -9,6 +9,7 @@ use crate::util::{alone, loadgen};
 const README: &str = include_str!("../../README.md");
 const RUNQLAT: &str = env!("CARGO_BIN_EXE_runqlat");
 const KVMEXITS: &str = env!("CARGO_BIN_EXE_kvmexits");
+const VCPULAG: &str = env!("CARGO_BIN_EXE_vcpulag");
 
 /// What a tool prints in a second.
 fn output(tool: &str, args: &[&str]) -> String {
@@ -34,7 +35,7 @@ const WORKLOADS: [&str; 2] = ["idle=100", "exits=pio:1000000@200,mmio:1000000@10
 /// The table's first cells, and how to find out.
 type Probe = (&'static str, fn() -> bool);
 
-const PROBES: [Probe; 9] = [
+const PROBES: [Probe; 10] = [
     ("`runqlat`: waits, of which VM", || fills(RUNQLAT, &["--by", "vm"], "vm", "loadgen-0001")),
     ("`runqlat`: woken or preempted, moved waits whole", || fills(RUNQLAT, &[], "preempted", "")),
     ("`kvmexits`: exits from guest mode", || fills(KVMEXITS, &[], "kind", "hardware")),
@@ -49,6 +50,9 @@ const PROBES: [Probe; 9] = [
     }),
     ("`kvmexits --slower`", || output(KVMEXITS, &["--slower", "0.1"]).contains("loadgen-0001/0")),
     ("`kvmexits --stacks`", || output(KVMEXITS, &["--stacks"]).contains("ioctl;KVM_EXIT_IO ")),
+    ("`vcpulag`: where vCPUs' time goes, and who ran instead", || {
+        fills(VCPULAG, &[], "vcpu", "0") && fills(VCPULAG, &[], "culprit", "")
+    }),
     ("`loadgen`: spin, idle, duty", || ["spin", "idle", "duty=30"].into_iter().all(guests_run)),
     ("`loadgen`: all kinds of exits", || {
         guests_run("exits=pio:3,mmio:3,cpuid:3,msr:3,hypercall:3,hlt:3,pagefault:3")

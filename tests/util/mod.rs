@@ -1,5 +1,6 @@
 //! What integration tests share: tools run as a user runs them, and threads whose waits the kernel's books tell.
 
+pub mod guests;
 pub mod perf;
 pub mod threads;
 pub mod tool;
@@ -21,16 +22,24 @@ pub fn loadgen() -> String {
     path.to_str().unwrap().to_owned()
 }
 
-/// The second field of /proc/PID/task/TID/schedstat: nanoseconds spent waiting for a CPU.
+/// The first field of /proc/PID/task/TID/schedstat: nanoseconds spent on a CPU.
+pub fn cpu_time_ns(pid: u32, tid: i32) -> u64 {
+    schedstat(pid, tid, 0)
+}
+
+/// The second field: nanoseconds spent waiting for a CPU.
 pub fn run_delay_ns(pid: u32, tid: i32) -> u64 {
-    let text = fs::read_to_string(format!("/proc/{pid}/task/{tid}/schedstat")).unwrap();
-    text.split_whitespace().nth(1).unwrap().parse().unwrap()
+    schedstat(pid, tid, 1)
 }
 
 /// The third field: how often the thread got a CPU.
 pub fn timeslices(pid: u32, tid: i32) -> u64 {
+    schedstat(pid, tid, 2)
+}
+
+fn schedstat(pid: u32, tid: i32, field: usize) -> u64 {
     let text = fs::read_to_string(format!("/proc/{pid}/task/{tid}/schedstat")).unwrap();
-    text.split_whitespace().nth(2).unwrap().parse().unwrap()
+    text.split_whitespace().nth(field).unwrap().parse().unwrap()
 }
 
 /// A directory that is removed at the end.

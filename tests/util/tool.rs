@@ -68,6 +68,11 @@ impl Tool {
         self.child.0.id()
     }
 
+    /// The first line, without its end.
+    pub fn first_line(&self) -> &str {
+        &self.first
+    }
+
     /// The next line, without its end; empty if there is none.
     pub fn line(&mut self) -> String {
         self.lines.recv().unwrap_or_default()

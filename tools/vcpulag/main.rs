@@ -1,0 +1,252 @@
+//! vcpulag: how late do vCPUs run, why, and who ran instead?
+
+mod report;
+mod rows;
+mod slow;
+mod stacks;
+mod trace;
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{BufWriter, Write as _, stdout};
+use std::mem::MaybeUninit;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use clap::{Parser, ValueEnum};
+use common::args::{OutputArgs, TaskFilterArgs, parse_micros};
+use common::hist::Unit;
+use common::host;
+use common::output::{Format, HdrLog, HdrSerializer};
+use common::session::{self, EXIT_LOST, Stop, Ticker};
+use common::vms::Names;
+use jiff::Timestamp;
+
+use report::{NamedRow, Report, culprit_name};
+use rows::{Earlier, Row};
+use stacks::Stacks;
+use trace::{Tracer, Wanted};
+
+/// How late do vCPUs run, why, and who ran instead?
+///
+/// Shows where every nanosecond of each vCPU went: running, waiting for a CPU, halted, blocked in KVM or in the VMM.
+/// The waits, how they began, and who had the CPU meanwhile. Those that waited the longest come first.
+#[derive(Parser, Debug)]
+#[command(name = "vcpulag", version, allow_negative_numbers = true, args_override_self = true)]
+struct Args {
+    #[command(flatten)]
+    output: OutputArgs,
+
+    #[command(flatten)]
+    filter: TaskFilterArgs,
+
+    /// Only this vCPU of each VM, by the kernel's vcpu_id
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=i64::from(i32::MAX)))]
+    vcpu: Option<u32>,
+
+    /// A row for each vCPU, or for each VM
+    #[arg(long, value_name = "WHAT", default_value = "vcpu")]
+    by: Breakdown,
+
+    /// Show so many rows
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
+    top: u32,
+
+    /// Who made whom wait, and for how long, instead of rows
+    #[arg(long, conflicts_with_all = ["histogram", "hdr"])]
+    culprits: bool,
+
+    /// A vCPU is late if it waits more than this share of its time
+    #[arg(long, value_name = "PERCENT", default_value_t = 5.0, value_parser = parse_percent)]
+    late: f64,
+
+    /// A picture of each row's waits as well
+    #[arg(long)]
+    histogram: bool,
+
+    /// Pictures in milliseconds instead of microseconds
+    #[arg(short = 'm', long, requires = "histogram")]
+    milliseconds: bool,
+
+    /// Print each wait that takes longer, as it ends, and no table
+    #[arg(long, value_name = "USECS", value_parser = parse_micros,
+          conflicts_with_all = ["interval", "by", "top", "late", "culprits", "histogram", "hdr"])]
+    slower: Option<Duration>,
+
+    /// Where in the kernel vCPUs were blocked, folded, and for how many microseconds: the worst ones, and no table
+    #[arg(long, value_name = "TOP", num_args = 0..=1, require_equals = true, default_missing_value = "10",
+          value_parser = clap::value_parser!(u32).range(1..),
+          conflicts_with_all = ["slower", "culprits", "histogram", "csv", "json", "hdr"])]
+    stacks: Option<u32>,
+}
+
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+enum Breakdown {
+    Vcpu,
+    Vm,
+}
+
+fn parse_percent(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(percent) if (0.0..=100.0).contains(&percent) => Ok(percent),
+        _ => Err("not a number from 0 to 100".to_owned()),
+    }
+}
+
+/// How often long waits are looked for.
+const SLOW_PERIOD: Duration = Duration::from_millis(50);
+/// How often waits that go on are blamed so far. A CPU that always has a task to switch to, in slices of 2 ms and more,
+/// fills its log in a second.
+const SETTLE_PERIOD: Duration = Duration::from_secs(1);
+
+impl Args {
+    fn wanted(&self) -> Result<Wanted> {
+        Ok(Wanted {
+            filter: self.filter.resolve()?,
+            vcpu: self.vcpu,
+            slower: self.slower,
+            stacks: self.stacks.is_some(),
+        })
+    }
+
+    fn exit_code(&self, lost: u64) -> ExitCode {
+        match self.output.strict && lost > 0 {
+            true => ExitCode::from(EXIT_LOST),
+            false => ExitCode::SUCCESS,
+        }
+    }
+
+    fn hdr_file(&self) -> Result<Option<File>> {
+        self.output.hdr.as_deref().map(HdrLog::open).transpose()
+    }
+}
+
+fn main() -> ExitCode {
+    session::main(run)
+}
+
+fn run(args: Args) -> Result<ExitCode> {
+    let wanted = args.wanted()?;
+    host::check_bpf()?;
+    let mut hdr_file = args.hdr_file()?;
+    host::show_libbpf_messages(args.output.verbose);
+    let stop = Stop::install()?;
+
+    let mut object = MaybeUninit::uninit();
+    let mut tracer = Tracer::start(&wanted, &mut object)?;
+    let mut ticker = Ticker::new(args.output.interval, args.output.count, args.output.duration);
+    let mut out = BufWriter::new(stdout().lock());
+    let mut names = Names::default();
+
+    if args.slower.is_some() {
+        tell_long_waits(&args, &mut out, &mut tracer, &mut ticker, &stop, &mut names)?;
+        let losses = tracer.new_losses()?;
+        losses.warnings().iter().for_each(|line| session::complain("vcpulag", line));
+        return Ok(args.exit_code(losses.lost() + losses.untold));
+    }
+
+    let unit = if args.milliseconds { Unit::Millis } else { Unit::Micros };
+    let report = Report {
+        format: Format::from(&args.output),
+        by_vm: args.by == Breakdown::Vm,
+        top: args.top as usize,
+        late_percent: args.late,
+        pictures: args.histogram.then_some(unit),
+        matrix: args.culprits,
+        timestamp: args.output.timestamp,
+    };
+    let mut hdr_serializer = HdrSerializer::new();
+    let mut hdr = match &mut hdr_file {
+        Some(file) => Some(HdrLog::begin(file, &mut hdr_serializer, Timestamp::now(), "vcpulag")?),
+        None => None,
+    };
+    // Folded stacks are for programs that know no other lines.
+    let mut stacks = args.stacks.map(|top| Stacks::new(top as usize));
+    match stacks {
+        Some(_) => session::complain("vcpulag", report::BANNER),
+        None => report.begin(&mut out)?,
+    }
+    out.flush()?;
+
+    let (mut earlier, mut lost) = (Earlier::default(), 0);
+    loop {
+        let more = ticker.wait_working(&stop, SETTLE_PERIOD, || tracer.settle())?;
+        let (interval, reading, losses) = tracer.read()?;
+        let rows = rows::rows(report.by_vm, &reading, &mut earlier);
+        let rows = named(rows, &mut names);
+        if let Some(hdr) = &mut hdr {
+            for row in rows.iter().filter(|row| row.row.waits.count() > 0) {
+                hdr.append(&interval, Some(&row.title()), &row.row.waits)?;
+            }
+        }
+        match &mut stacks {
+            Some(stacks) => stacks.write(&mut out, &tracer.blocks()?)?,
+            None => report.interval(&mut out, &interval, &rows, &losses)?,
+        }
+        out.flush()?;
+        names.end_interval();
+        tracer.forget(&reading, &mut earlier)?;
+        lost += losses.lost();
+        if report.format != Format::Text || stacks.is_some() {
+            losses.warnings().iter().for_each(|line| session::complain("vcpulag", line));
+        }
+        if !more {
+            break;
+        }
+        if let Some(sentence) = wanted.filter.ended() {
+            session::complain("vcpulag", &sentence);
+            break;
+        }
+    }
+    Ok(args.exit_code(lost))
+}
+
+/// Gives VMs their names, as victims and as culprits.
+fn named(mut rows: Vec<Row>, names: &mut Names) -> Vec<NamedRow> {
+    let mut vms: HashMap<i32, String> = HashMap::new();
+    for row in &mut rows {
+        row.name = names.name(row.vm.pid, row.vm.start_boottime_ns, &row.name).to_owned();
+        vms.insert(row.vm.pid, row.name.clone());
+    }
+    let mut vm_name = |pid, comm: &str| match vms.get(&pid) {
+        Some(name) => name.clone(),
+        None => names.name(pid, 0, comm).to_owned(),
+    };
+    let named = rows.into_iter().map(|row| {
+        let culprits = row.culprits.iter().map(|(who, _)| culprit_name(who, &mut vm_name));
+        let culprits = culprits.collect();
+        NamedRow { row, culprits }
+    });
+    named.collect()
+}
+
+fn tell_long_waits(
+    args: &Args,
+    out: &mut dyn std::io::Write,
+    tracer: &mut Tracer<'_>,
+    ticker: &mut Ticker,
+    stop: &Stop,
+    names: &mut Names,
+) -> Result<()> {
+    let format = Format::from(&args.output);
+    slow::begin(out, format)?;
+    out.flush()?;
+    let mut looked = Instant::now();
+    ticker.wait_working(stop, SLOW_PERIOD, || {
+        for wait in tracer.long_waits()? {
+            let vm = wait.thread.vm;
+            let name = names.name(vm.pid, vm.start_boottime_ns, &wait.comm).to_owned();
+            let culprit = wait.culprit.as_ref().map(|culprit| {
+                culprit_name(culprit, |pid, comm| names.name(pid, 0, comm).to_owned())
+            });
+            slow::write(out, format, &wait, &name, culprit.as_deref())?;
+        }
+        if looked.elapsed() >= SETTLE_PERIOD {
+            looked = Instant::now();
+            tracer.forget_ended()?;
+        }
+        Ok(out.flush()?)
+    })?;
+    Ok(())
+}
