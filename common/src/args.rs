@@ -1,8 +1,9 @@
 //! The part of the command line that all tools have: BCC's `[INTERVAL [COUNT]]`, filters, formats. Values are
 //! checked here, before anything is loaded.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -10,7 +11,8 @@ use clap::ValueEnum;
 
 use crate::cgroup::Cgroup;
 use crate::host;
-use crate::session::usage;
+use crate::output::HdrLog;
+use crate::session::{EXIT_LOST, usage};
 use crate::vms::{self, Vm};
 
 /// What every tool is told about when and how to print.
@@ -58,6 +60,21 @@ pub struct OutputArgs {
     /// Show libbpf's messages
     #[arg(short = 'v', long)]
     pub verbose: bool,
+}
+
+impl OutputArgs {
+    /// The exit status after `lost` events: [`EXIT_LOST`] if any are and that is asked for.
+    pub fn exit_code(&self, lost: u64) -> ExitCode {
+        match self.strict && lost > 0 {
+            true => ExitCode::from(EXIT_LOST),
+            false => ExitCode::SUCCESS,
+        }
+    }
+
+    /// The file that histograms are to be written to, if any: see [`HdrLog::open`].
+    pub fn hdr_file(&self) -> Result<Option<File>> {
+        self.hdr.as_deref().map(HdrLog::open).transpose()
+    }
 }
 
 /// Which rows CSV output has.

@@ -243,3 +243,23 @@ fn a_vcpu_that_has_used_up_its_quota_waits_for_that() {
     assert!(throttled_ns > wait_ns / 2, "{row}");
     guests.end();
 }
+
+#[test]
+fn two_vms_on_one_cpu_wait_for_each_other() {
+    let _alone = alone();
+    let guests = Guests::start(&["--vms", "2", "--cpus", "0", "--duration", "120"]);
+    let args = ["-c", &guests.cgroup(), "--json", "-d", "4"];
+    let ended = Tool::start(VCPULAG, &args).wait();
+    let rows: Vec<Value> =
+        ended.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(rows.len(), 2, "{rows:#?}");
+    for (row, other) in [(&rows[0], &rows[1]), (&rows[1], &rows[0])] {
+        let culprits = row["culprits"].as_array().unwrap();
+        let culprit = culprits.iter().find(|culprit| culprit["pid"] == other["pid"]);
+        let culprit = culprit.unwrap_or_else(|| panic!("{row}"));
+        assert_eq!((&culprit["kind"], &culprit["name"]), (&"vm".into(), &other["vm"]));
+        // While one waits the other runs; whoever else is there takes from both.
+        assert_near(ns(culprit, "ns"), ns(other, "run_ns"), 50, 50_000_000, &row.to_string());
+    }
+    guests.end();
+}

@@ -7,21 +7,11 @@ use std::time::{Duration, Instant};
 
 use crate::KVMEXITS;
 use crate::guests::{self, Guests, counts};
-use crate::util::tool::{Tool, csv_rows};
+use crate::util::tool::{self, Tool, csv_rows};
 use crate::util::{TempDir, alone};
 
 fn run(args: &[&str]) -> Output {
-    // What should have been refused runs for ever otherwise.
-    Command::new("timeout").args(["20", KVMEXITS]).args(args).output().unwrap()
-}
-
-/// The command fails with this status and one line on standard error, which holds `words`.
-fn assert_refused(output: &Output, status: i32, words: &str) {
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(status), "{words}: {stderr}");
-    assert_eq!(stderr.lines().count(), 1, "one sentence: {stderr}");
-    assert!(stderr.starts_with("kvmexits: ") && stderr.contains(words), "{words}: {stderr}");
-    assert!(output.stdout.is_empty());
+    tool::run(KVMEXITS, args)
 }
 
 #[test]
@@ -76,7 +66,7 @@ fn bad_input_is_refused_in_one_sentence() {
         (&["--hdr", "/"], "cannot write `/`"),
         (&["--no-such-option"], "--no-such-option"),
     ] {
-        assert_refused(&run(args), 2, words);
+        tool::assert_refused("kvmexits", &run(args), 2, words);
     }
 }
 
@@ -92,17 +82,17 @@ fn not_root_is_told_the_remedy() {
     let as_nobody =
         |args: &[&str]| Command::new(&copy).args(args).uid(65_534).gid(65_534).output().unwrap();
     let remedy = "not allowed to load BPF programs: run as root, or with CAP_BPF and CAP_PERFMON";
-    assert_refused(&as_nobody(&["1", "1"]), 3, remedy);
-    assert_refused(&as_nobody(&["abc"]), 2, "abc");
-    assert_refused(&as_nobody(&["--reason", "nosuch"]), 2, "no exit reason");
-    assert_refused(&as_nobody(&["-p", "999999999"]), 2, "no process has PID");
+    tool::assert_refused("kvmexits", &as_nobody(&["1", "1"]), 3, remedy);
+    tool::assert_refused("kvmexits", &as_nobody(&["abc"]), 2, "abc");
+    tool::assert_refused("kvmexits", &as_nobody(&["--reason", "nosuch"]), 2, "no exit reason");
+    tool::assert_refused("kvmexits", &as_nobody(&["-p", "999999999"]), 2, "no process has PID");
 }
 
 #[test]
 fn a_kernel_without_btf_is_told_the_remedy() {
     let hidden = format!("mount -t tmpfs none /sys/kernel/btf && exec {KVMEXITS} 1 1");
     let output = Command::new("unshare").args(["--mount", "sh", "-c", &hidden]).output().unwrap();
-    assert_refused(&output, 3, "boot a kernel with CONFIG_DEBUG_INFO_BTF=y");
+    tool::assert_refused("kvmexits", &output, 3, "boot a kernel with CONFIG_DEBUG_INFO_BTF=y");
 }
 
 #[test]
@@ -111,7 +101,7 @@ fn a_host_without_tracefs_is_told_the_remedy() {
                 umount -l $fs || exit; done; exec ";
     let hidden = format!("{hide}{KVMEXITS} 1 1");
     let output = Command::new("unshare").args(["--mount", "sh", "-c", &hidden]).output().unwrap();
-    assert_refused(&output, 3, "mount -t tracefs");
+    tool::assert_refused("kvmexits", &output, 3, "mount -t tracefs");
 }
 
 #[test]

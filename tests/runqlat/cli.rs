@@ -7,20 +7,11 @@ use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use crate::RUNQLAT;
-use crate::util::tool::{Tool, csv_rows, number};
+use crate::util::tool::{self, Tool, csv_rows, number};
 use crate::util::{TempDir, alone};
 
 fn run(args: &[&str]) -> Output {
-    Command::new(RUNQLAT).args(args).output().unwrap()
-}
-
-/// The command fails with this status and one line on standard error, which holds `words`.
-fn assert_refused(output: &Output, status: i32, words: &str) {
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(status), "{stderr}");
-    assert_eq!(stderr.lines().count(), 1, "one sentence: {stderr}");
-    assert!(stderr.starts_with("runqlat: ") && stderr.contains(words), "{stderr}");
-    assert!(output.stdout.is_empty());
+    tool::run(RUNQLAT, args)
 }
 
 #[test]
@@ -51,7 +42,7 @@ fn bad_input_is_refused_in_one_sentence() {
         (&["--hdr", "/no/such/dir/x.hlog"], "cannot write `/no/such/dir/x.hlog`"),
         (&["--no-such-option"], "--no-such-option"),
     ] {
-        assert_refused(&run(args), 2, words);
+        tool::assert_refused("runqlat", &run(args), 2, words);
     }
 }
 
@@ -65,7 +56,7 @@ fn a_thread_is_no_process() {
         wait.recv().unwrap_err();
     });
     let tid = receiver.recv().unwrap().to_string();
-    assert_refused(&run(&["-p", &tid]), 2, &format!("use -t {tid}"));
+    tool::assert_refused("runqlat", &run(&["-p", &tid]), 2, &format!("use -t {tid}"));
     drop(done);
     thread.join().unwrap();
 }
@@ -73,7 +64,7 @@ fn a_thread_is_no_process() {
 #[test]
 fn a_thread_of_another_process_is_refused() {
     let own = std::process::id().to_string();
-    assert_refused(&run(&["-p", &own, "-t", "1"]), 2, "1 is no thread of process");
+    tool::assert_refused("runqlat", &run(&["-p", &own, "-t", "1"]), 2, "1 is no thread of process");
 }
 
 #[test]
@@ -96,12 +87,12 @@ fn other_namespaces_are_refused_with_the_way_out() {
     let script = format!("exec {RUNQLAT} -p 1 1 1");
     let args = ["--pid", "--fork", "--mount-proc", "sh", "-c", &script];
     let output = Command::new("unshare").args(args).output().unwrap();
-    assert_refused(&output, 3, "--pid=host");
+    tool::assert_refused("runqlat", &output, 3, "--pid=host");
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
     let v2 = mounts.lines().find(|line| line.split(' ').nth(2) == Some("cgroup2")).unwrap();
     let script = format!("exec {RUNQLAT} -c {} 1 1", v2.split(' ').nth(1).unwrap());
     let output = Command::new("unshare").args(["--cgroup", "sh", "-c", &script]).output().unwrap();
-    assert_refused(&output, 3, "--cgroupns=host");
+    tool::assert_refused("runqlat", &output, 3, "--cgroupns=host");
 }
 
 #[test]
@@ -128,7 +119,7 @@ fn a_user_namespace_is_told_the_way_out() {
     let script = format!("exec {RUNQLAT} 1 1");
     let args = ["--user", "--map-root-user", "sh", "-c", &script];
     let output = Command::new("unshare").args(args).output().unwrap();
-    assert_refused(&output, 3, "--userns=host");
+    tool::assert_refused("runqlat", &output, 3, "--userns=host");
 }
 
 #[test]
@@ -166,7 +157,12 @@ fn a_cgroup_of_version_1_is_refused_with_the_way_out() {
         assert!(mounts.contains(" cgroup2 "), "no cgroups at all: {mounts}");
         return;
     };
-    assert_refused(&run(&["-c", v1[1]]), 2, "is not a cgroup of version 2: name one below /");
+    tool::assert_refused(
+        "runqlat",
+        &run(&["-c", v1[1]]),
+        2,
+        "is not a cgroup of version 2: name one below /",
+    );
 }
 
 /// Runs a copy of the tool that anybody may execute, with uid 65534 and no capabilities.
@@ -178,21 +174,22 @@ fn not_root_is_told_the_remedy() {
     let install = Command::new("install").args(["-m", "755", RUNQLAT]).arg(&copy).status().unwrap();
     assert!(install.success());
     let output = Command::new(&copy).arg("1").arg("1").uid(65_534).gid(65_534).output().unwrap();
-    assert_refused(
+    tool::assert_refused(
+        "runqlat",
         &output,
         3,
         "not allowed to load BPF programs: run as root, or with CAP_BPF and CAP_PERFMON",
     );
     // What is wrong with the words is still said first.
     let output = Command::new(&copy).arg("abc").uid(65_534).gid(65_534).output().unwrap();
-    assert_refused(&output, 2, "abc");
+    tool::assert_refused("runqlat", &output, 2, "abc");
 }
 
 #[test]
 fn a_kernel_without_btf_is_told_the_remedy() {
     let hidden = format!("mount -t tmpfs none /sys/kernel/btf && exec {RUNQLAT} 1 1");
     let output = Command::new("unshare").args(["--mount", "sh", "-c", &hidden]).output().unwrap();
-    assert_refused(&output, 3, "boot a kernel with CONFIG_DEBUG_INFO_BTF=y");
+    tool::assert_refused("runqlat", &output, 3, "boot a kernel with CONFIG_DEBUG_INFO_BTF=y");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io::{BufRead as _, BufReader, Read as _};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -112,6 +112,23 @@ impl Ended {
         assert_eq!(self.stderr, "");
         csv_rows(&self.stdout)
     }
+}
+
+/// Runs a tool to its end. What should have been refused runs for ever otherwise: it is stopped after 20 s.
+pub fn run(program: &str, args: &[&str]) -> Output {
+    Command::new("timeout").args(["20", program]).args(args).output().unwrap()
+}
+
+/// The tool of that name ended with this status and one line on standard error, which holds `words`.
+pub fn assert_refused(name: &str, output: &Output, status: i32, words: &str) {
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(status), "{words}: {stderr}");
+    assert_eq!(stderr.lines().count(), 1, "one sentence: {stderr}");
+    assert!(
+        stderr.starts_with(&format!("{name}: ")) && stderr.contains(words),
+        "{words}: {stderr}"
+    );
+    assert!(output.stdout.is_empty());
 }
 
 /// The rows of CSV text with a header.

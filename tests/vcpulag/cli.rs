@@ -6,19 +6,10 @@ use std::time::Duration;
 use crate::VCPULAG;
 use crate::util::alone;
 use crate::util::guests::Guests;
-use crate::util::tool::Tool;
+use crate::util::tool::{self, Tool};
 
 fn run(args: &[&str]) -> Output {
-    Command::new(VCPULAG).args(args).output().unwrap()
-}
-
-/// The command fails with this status and one line on standard error, which holds `words`.
-fn assert_refused(output: &Output, status: i32, words: &str) {
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(status), "{stderr}");
-    assert_eq!(stderr.lines().count(), 1, "one sentence: {stderr}");
-    assert!(stderr.starts_with("vcpulag: ") && stderr.contains(words), "{stderr}");
-    assert!(output.stdout.is_empty());
+    tool::run(VCPULAG, args)
 }
 
 #[test]
@@ -50,7 +41,7 @@ fn bad_input_is_refused_in_one_sentence() {
         (&["--hdr", "/no/such/dir/x.hlog"], "cannot write `/no/such/dir/x.hlog`"),
         (&["--no-such-option"], "--no-such-option"),
     ] {
-        assert_refused(&run(args), 2, words);
+        tool::assert_refused("vcpulag", &run(args), 2, words);
     }
 }
 
@@ -115,22 +106,4 @@ fn help_and_version_succeed() {
         assert!(text.contains(option), "{option}: {text}");
     }
     assert!(run(&["--version"]).status.success());
-}
-
-/// Guests that only spin are never blocked: there is nothing to show, and that is no error.
-#[test]
-fn stacks_of_blocked_vcpus_are_folded_lines_and_nothing_else() {
-    let _alone = alone();
-    let guests = Guests::start(&["--vms", "1", "--duration", "60"]);
-    let output = run(&["-c", &guests.cgroup(), "--stacks", "-d", "1"]);
-    assert!(output.status.success());
-    assert_eq!(
-        String::from_utf8_lossy(&output.stderr),
-        "vcpulag: Tracing vCPUs... Hit Ctrl-C to end.\n"
-    );
-    for line in String::from_utf8(output.stdout).unwrap().lines() {
-        let (stack, micros) = line.rsplit_once(' ').unwrap();
-        assert!(!stack.contains(' ') && micros.parse::<u64>().is_ok(), "{line}");
-    }
-    guests.end();
 }

@@ -6,6 +6,7 @@
 #[path = "../util/mod.rs"]
 mod util;
 
+mod blocked;
 mod cli;
 mod culprits;
 mod filters;

@@ -7,7 +7,6 @@ mod slow;
 mod stacks;
 mod trace;
 
-use std::fs::File;
 use std::io::{BufWriter, Write as _, stdout};
 use std::mem::MaybeUninit;
 use std::process::ExitCode;
@@ -19,7 +18,7 @@ use common::args::{OutputArgs, TaskFilterArgs, parse_micros};
 use common::exits::Reason;
 use common::hist::Unit;
 use common::output::{Format, HdrLog, HdrSerializer};
-use common::session::{self, EXIT_LOST, Stop, Ticker, usage};
+use common::session::{self, Stop, Ticker, usage};
 use common::vms::Names;
 use common::{host, kvm};
 use jiff::Timestamp;
@@ -126,17 +125,6 @@ impl Args {
         };
         reason.is_some_and(|reason| wanted.contains(&reason))
     }
-
-    fn exit_code(&self, lost: u64) -> ExitCode {
-        match self.output.strict && lost > 0 {
-            true => ExitCode::from(EXIT_LOST),
-            false => ExitCode::SUCCESS,
-        }
-    }
-
-    fn hdr_file(&self) -> Result<Option<File>> {
-        self.output.hdr.as_deref().map(HdrLog::open).transpose()
-    }
 }
 
 /// How often slow exits are looked for.
@@ -154,7 +142,7 @@ fn run(args: Args) -> Result<ExitCode> {
     }
     let wanted = args.wanted()?;
     host::check_bpf()?;
-    let mut hdr_file = args.hdr_file()?;
+    let mut hdr_file = args.output.hdr_file()?;
     host::show_libbpf_messages(args.output.verbose);
     let stop = Stop::install()?;
 
@@ -191,7 +179,7 @@ fn run(args: Args) -> Result<ExitCode> {
         }
         let losses = tracer.new_losses()?;
         losses.warnings().iter().for_each(|line| session::complain("kvmexits", line));
-        return Ok(args.exit_code(losses.lost() + losses.untold));
+        return Ok(args.output.exit_code(losses.lost() + losses.untold));
     }
 
     let unit = if args.milliseconds { Unit::Millis } else { Unit::Micros };
@@ -261,5 +249,5 @@ fn run(args: Args) -> Result<ExitCode> {
             break;
         }
     }
-    Ok(args.exit_code(lost))
+    Ok(args.output.exit_code(lost))
 }

@@ -4,7 +4,6 @@ mod report;
 mod rows;
 mod trace;
 
-use std::fs::File;
 use std::io::{BufWriter, Write as _, stdout};
 use std::mem::MaybeUninit;
 use std::process::ExitCode;
@@ -15,7 +14,7 @@ use common::args::{CpuList, OutputArgs, TaskFilterArgs};
 use common::hist::Unit;
 use common::host;
 use common::output::{Format, HdrLog, HdrSerializer};
-use common::session::{self, EXIT_LOST, Stop, Ticker};
+use common::session::{self, Stop, Ticker};
 use common::vms::Names;
 use jiff::Timestamp;
 
@@ -91,10 +90,6 @@ impl Args {
         self.cpu.iter().try_for_each(|list| list.check(possible))?;
         Ok(Wanted { by: self.by(), filter: self.filter.resolve()?, cpus: self.cpu.clone() })
     }
-
-    fn hdr_file(&self) -> Result<Option<File>> {
-        self.output.hdr.as_deref().map(HdrLog::open).transpose()
-    }
 }
 
 fn main() -> ExitCode {
@@ -104,7 +99,7 @@ fn main() -> ExitCode {
 fn run(args: Args) -> Result<ExitCode> {
     let wanted = args.wanted()?;
     host::check_bpf()?;
-    let mut hdr_file = args.hdr_file()?;
+    let mut hdr_file = args.output.hdr_file()?;
     host::show_libbpf_messages(args.output.verbose);
     let stop = Stop::install()?;
 
@@ -161,5 +156,5 @@ fn run(args: Args) -> Result<ExitCode> {
             break;
         }
     }
-    Ok(if args.output.strict && lost > 0 { ExitCode::from(EXIT_LOST) } else { ExitCode::SUCCESS })
+    Ok(args.output.exit_code(lost))
 }

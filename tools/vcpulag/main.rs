@@ -7,7 +7,6 @@ mod stacks;
 mod trace;
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::io::{BufWriter, Write as _, stdout};
 use std::mem::MaybeUninit;
 use std::process::ExitCode;
@@ -19,7 +18,7 @@ use common::args::{OutputArgs, TaskFilterArgs, parse_micros};
 use common::hist::Unit;
 use common::host;
 use common::output::{Format, HdrLog, HdrSerializer};
-use common::session::{self, EXIT_LOST, Stop, Ticker};
+use common::session::{self, Stop, Ticker};
 use common::vms::Names;
 use jiff::Timestamp;
 
@@ -109,17 +108,6 @@ impl Args {
             stacks: self.stacks.is_some(),
         })
     }
-
-    fn exit_code(&self, lost: u64) -> ExitCode {
-        match self.output.strict && lost > 0 {
-            true => ExitCode::from(EXIT_LOST),
-            false => ExitCode::SUCCESS,
-        }
-    }
-
-    fn hdr_file(&self) -> Result<Option<File>> {
-        self.output.hdr.as_deref().map(HdrLog::open).transpose()
-    }
 }
 
 fn main() -> ExitCode {
@@ -129,7 +117,7 @@ fn main() -> ExitCode {
 fn run(args: Args) -> Result<ExitCode> {
     let wanted = args.wanted()?;
     host::check_bpf()?;
-    let mut hdr_file = args.hdr_file()?;
+    let mut hdr_file = args.output.hdr_file()?;
     host::show_libbpf_messages(args.output.verbose);
     let stop = Stop::install()?;
 
@@ -143,7 +131,7 @@ fn run(args: Args) -> Result<ExitCode> {
         tell_long_waits(&args, &mut out, &mut tracer, &mut ticker, &stop, &mut names)?;
         let losses = tracer.new_losses()?;
         losses.warnings().iter().for_each(|line| session::complain("vcpulag", line));
-        return Ok(args.exit_code(losses.lost() + losses.untold));
+        return Ok(args.output.exit_code(losses.lost() + losses.untold));
     }
 
     let unit = if args.milliseconds { Unit::Millis } else { Unit::Micros };
@@ -199,7 +187,7 @@ fn run(args: Args) -> Result<ExitCode> {
             break;
         }
     }
-    Ok(args.exit_code(lost))
+    Ok(args.output.exit_code(lost))
 }
 
 /// Gives VMs their names, as victims and as culprits.

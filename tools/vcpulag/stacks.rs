@@ -66,8 +66,11 @@ impl Stacks {
             Some(symbol) => symbol.name.replace([';', ' '], "_"),
             None => format!("{address:#x}"),
         };
-        let names: Vec<String> = addresses.iter().enumerate().map(name).rev().collect();
-        printable(&names.join(";"))
+        let names: Vec<String> = addresses.iter().enumerate().map(name).collect();
+        // Inside of it is what the tracepoint calls: that is us.
+        let own = names.iter().position(|name| name.starts_with("__schedule")).unwrap_or(0);
+        let outermost_first: Vec<String> = names.into_iter().skip(own).rev().collect();
+        printable(&outermost_first.join(";"))
     }
 }
 
