@@ -55,7 +55,9 @@ fn watch(guests: &Guests, vcpus: usize, intervals: usize) -> Vec<Course> {
             let (pid, tid) = (ns(&row, "pid") as u32, ns(&row, "tid") as i32);
             let (cpu_time_ns, run_delay_ns) = (cpu_time_ns(pid, tid), run_delay_ns(pid, tid));
             let late_ns = ns_between(time(&row), Timestamp::now());
-            assert_eq!(row["lost"], 0, "{row}");
+            // An event that comes while we have been preempted in a call of bpf(2) finds the kernel not ready for it
+            // (bpf_disable_instrumentation()), and is told to be lost; the next one puts things right.
+            assert!(ns(&row, "lost") <= 2, "{row}");
             course.push(Seen { row, cpu_time_ns, run_delay_ns, late_ns });
         }
     }
