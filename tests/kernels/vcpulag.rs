@@ -57,13 +57,14 @@ fn watch(guests: &Guests, vcpus: usize, intervals: usize) -> Vec<Course> {
             let late_ns = ns_between(time(&row), Timestamp::now());
             // An event that comes while we have been preempted in a call of bpf(2) finds the kernel not ready for it
             // (bpf_disable_instrumentation()), and is told to be lost; the next one puts things right.
-            assert!(ns(&row, "lost") <= 2, "{row}");
+            assert!(ns(&row, "lost") <= 5, "{row}");
             course.push(Seen { row, cpu_time_ns, run_delay_ns, late_ns });
         }
     }
     let ended = tool.wait();
     assert!(ended.status.success(), "{}", ended.stderr);
-    assert_eq!(ended.stderr, "");
+    let told = ended.stderr.lines().all(|line| line.contains("events: the kernel skipped them"));
+    assert!(told, "{}", ended.stderr);
     for course in &courses {
         assert!(course.iter().all(|seen| seen.row["tid"] == course[0].row["tid"]));
     }
