@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::util::perf::Counter;
 use crate::util::threads::{burn, pin, set_fifo};
-use crate::util::tool::{CsvRow, Tool, number};
+use crate::util::tool::{CsvRow, Tool, json_lines, number};
 use crate::util::{TempDir, alone, loadgen};
 
 const KVMEXITS: &str = env!("CARGO_BIN_EXE_kvmexits");
@@ -29,7 +29,7 @@ fn observed(kvmexits: &[&str], guests: &[&str]) -> (Vec<CsvRow>, Vec<Value>) {
     assert!(ended.status.success(), "{}", ended.stderr);
     let rows = tool.end(libc::SIGINT).rows();
     let truth = fs::read_to_string(&path).unwrap();
-    (rows, truth.lines().map(|line| serde_json::from_str(line).unwrap()).collect())
+    (rows, json_lines(&truth))
 }
 
 /// The same with the rows of these guests only: others may be there, too.

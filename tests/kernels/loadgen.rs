@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::util::tool::Tool;
+use crate::util::tool::{Tool, json_lines};
 use crate::util::{TempDir, alone, loadgen};
 
 /// Runs guests to their end; what they say they did.
@@ -19,7 +19,7 @@ fn run(args: &[&str]) -> Vec<Value> {
 
 fn read(path: &Path) -> Vec<Value> {
     let text = std::fs::read_to_string(path).unwrap();
-    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    json_lines(&text)
 }
 
 #[test]

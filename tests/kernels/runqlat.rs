@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::util::threads::{Threads, burn, pin, pin_thread, set_fifo};
-use crate::util::tool::{CsvRow, Tool, number, total};
+use crate::util::tool::{CsvRow, Tool, json_lines, number, total};
 use crate::util::{TempDir, alone, loadgen, timeslices};
 
 const RUNQLAT: &str = env!("CARGO_BIN_EXE_runqlat");
@@ -166,7 +166,7 @@ fn each_vms_wait_is_the_steal_that_its_guest_reads() {
     let rows = tool.end(libc::SIGINT).rows();
 
     let truth = fs::read_to_string(&path).unwrap();
-    let truth: Vec<Value> = truth.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let truth = json_lines(&truth);
     assert_eq!(truth.len(), 7);
     for vcpu in truth {
         let pid = vcpu["pid"].as_u64().unwrap();

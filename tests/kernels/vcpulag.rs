@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use crate::util::guests::Guests;
-use crate::util::tool::{Tool, number};
+use crate::util::tool::{Tool, json_lines, number};
 use crate::util::{TempDir, alone, cpu_time_ns, loadgen, run_delay_ns};
 
 const VCPULAG: &str = env!("CARGO_BIN_EXE_vcpulag");
@@ -205,7 +205,7 @@ fn each_vcpus_wait_is_the_steal_that_its_guest_reads() {
     assert!(ended.status.success(), "{}", ended.stderr);
     let rows = tool.end(libc::SIGINT).rows();
     let truth = fs::read_to_string(&path).unwrap();
-    let truth: Vec<Value> = truth.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let truth = json_lines(&truth);
     assert_eq!(truth.len(), 7);
     for vcpu in truth {
         let row = rows.iter().find(|row| number(row, "tid") == ns(&vcpu, "tid"));
@@ -253,8 +253,7 @@ fn two_vms_on_one_cpu_wait_for_each_other() {
     let guests = Guests::start(&["--vms", "2", "--cpus", "0", "--duration", "120"]);
     let args = ["-c", &guests.cgroup(), "--json", "-d", "4"];
     let ended = Tool::start(VCPULAG, &args).wait();
-    let rows: Vec<Value> =
-        ended.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let rows = json_lines(&ended.stdout);
     assert_eq!(rows.len(), 2, "{rows:#?}");
     for (row, other) in [(&rows[0], &rows[1]), (&rows[1], &rows[0])] {
         let culprits = row["culprits"].as_array().unwrap();

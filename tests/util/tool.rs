@@ -7,6 +7,8 @@ use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
+
 /// A row of CSV by column.
 pub type CsvRow = HashMap<String, String>;
 
@@ -134,6 +136,11 @@ pub fn assert_refused(name: &str, output: &Output, status: i32, words: &str) {
 /// The rows of CSV text with a header.
 pub fn csv_rows(text: &str) -> Vec<CsvRow> {
     csv::Reader::from_reader(text.as_bytes()).deserialize().map(Result::unwrap).collect()
+}
+
+/// The objects of JSON lines, which tools and loadgen's truth are.
+pub fn json_lines(text: &str) -> Vec<Value> {
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
 /// A whole number in a CSV row.

@@ -11,14 +11,13 @@ use crate::VCPULAG;
 use crate::util::alone;
 use crate::util::guests::Guests;
 use crate::util::threads::{burn, pin, set_fifo};
-use crate::util::tool::{Tool, number};
+use crate::util::tool::{Tool, json_lines, number};
 
 /// The rows of JSON, by name of the VM and vCPU.
 fn rows(args: &[&str]) -> Vec<Value> {
     let ended = Tool::start(VCPULAG, &[args, &["--json"]].concat()).wait();
     assert!(ended.status.success(), "{}", ended.stderr);
-    let mut rows: Vec<Value> =
-        ended.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let mut rows = json_lines(&ended.stdout);
     rows.sort_by_key(|row| row["vm"].as_str().unwrap().to_owned());
     rows
 }
@@ -171,8 +170,7 @@ fn a_starved_vcpu_waits_all_the_time_for_its_hog() {
         let args = ["-c", "0", VCPULAG, "-c", &cgroup, "--json", "0.1", "30"];
         let ended = Tool::start("taskset", &args).wait();
         assert!(ended.status.success(), "{}", ended.stderr);
-        let rows = ended.stdout.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-        rows.collect::<Vec<_>>()
+        json_lines(&ended.stdout)
     });
     assert_eq!(rows.len(), 30, "a row even if nothing ended");
     let whole = |row: &Value| (row["interval_s"].as_f64().unwrap() * 1e9) as u64;

@@ -3,10 +3,8 @@
 use std::collections::HashMap;
 use std::fs;
 
-use serde_json::Value;
-
 use crate::VCPULAG;
-use crate::util::tool::{Tool, number};
+use crate::util::tool::{Tool, json_lines, number};
 use crate::util::{TempDir, alone, loadgen};
 
 #[test]
@@ -25,7 +23,7 @@ fn each_vcpus_wait_is_the_steal_that_its_guest_reads() {
     let rows: HashMap<u64, _> = rows.into_iter().map(|row| (number(&row, "tid"), row)).collect();
 
     let truth = fs::read_to_string(&path).unwrap();
-    let truth: Vec<Value> = truth.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let truth = json_lines(&truth);
     assert_eq!(truth.len(), vms);
     for vcpu in truth {
         let row = &rows[&vcpu["tid"].as_u64().unwrap()];

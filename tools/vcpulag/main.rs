@@ -95,8 +95,7 @@ fn parse_percent(text: &str) -> Result<f64, String> {
 
 /// How often long waits are looked for.
 const SLOW_PERIOD: Duration = Duration::from_millis(50);
-/// How often waits that go on are blamed so far. A CPU that always has a task to switch to, in slices of 2 ms and more,
-/// fills its log in a second.
+/// How often debts are paid, and waits that go on are blamed so far where the log would forget: see bpf/blame.bpf.h.
 const SETTLE_PERIOD: Duration = Duration::from_secs(1);
 
 impl Args {
