@@ -521,7 +521,7 @@ static __always_inline void pay_debts(struct lag_vcpu *v, __u32 tid)
 static __noinline __u64 queued_since(struct task_struct *task)
 {
 	/* Asleep but queued is a delayed dequeue, no wait: see runqlat.bpf.c. */
-	if (BPF_CORE_READ(task, on_cpu) || !BPF_CORE_READ(task, on_rq) || !task_runnable(task))
+	if (task->on_cpu || !task->on_rq || !task_runnable(task))
 		return 0;
 	return BPF_CORE_READ(task, sched_info.last_queued);
 }

@@ -236,7 +236,10 @@ struct sched_info {
 
 struct task_struct {
 	unsigned int __state;
-	/* int, in Linux 7.2 u8: libbpf changes the size of a load only if it is unsigned here. */
+	/*
+	 * int, in Linux 7.2 u8: libbpf changes the size of a load if it is unsigned here, but not of
+	 * what BPF_CORE_READ() copies.
+	 */
 	unsigned int on_cpu;
 	unsigned int on_rq;
 	struct sched_entity se;

@@ -6,12 +6,9 @@
 #[path = "../util/mod.rs"]
 mod util;
 
-mod blocked;
 mod cli;
-mod culprits;
 mod filters;
 mod formats;
-mod idle;
 mod steal;
 
 /// The binary under test.

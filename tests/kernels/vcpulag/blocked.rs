@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::Duration;
 
-use crate::VCPULAG;
+use super::VCPULAG;
 use crate::util::alone;
 use crate::util::guests::Guests;
 use crate::util::tool::{Tool, number};

@@ -5,18 +5,13 @@ use std::fs;
 use jiff::Timestamp;
 use serde_json::Value;
 
+use super::{VCPULAG, ns};
 use crate::util::guests::Guests;
 use crate::util::tool::{Tool, json_lines, number};
 use crate::util::{TempDir, alone, cpu_time_ns, loadgen, run_delay_ns};
 
-const VCPULAG: &str = env!("CARGO_BIN_EXE_vcpulag");
-
 /// The states, of which each nanosecond is one.
 const STATES: [&str; 5] = ["run_ns", "wait_ns", "halt_ns", "blocked_ns", "vmm_ns"];
-
-fn ns(row: &Value, name: &str) -> u64 {
-    row[name].as_u64().unwrap_or_else(|| panic!("{name}: {row}"))
-}
 
 fn time(row: &Value) -> Timestamp {
     row["time"].as_str().unwrap().parse().unwrap()
@@ -217,51 +212,4 @@ fn each_vcpus_wait_is_the_steal_that_its_guest_reads() {
         let likely_ns = steal_ns - steal_ns / 50..steal_ns + steal_ns / 50 + 700_000_000;
         assert!(likely_ns.contains(&wait_ns), "{wait_ns} ns: {vcpu} {row:?}");
     }
-}
-
-#[test]
-fn a_vcpu_is_asked_for_by_its_number() {
-    let _alone = alone();
-    let guests = Guests::start(&["--vms", "2", "--vcpus", "2", "--duration", "120"]);
-    let args = ["-c", &guests.cgroup(), "--vcpu", "1", "--csv", "-d", "1"];
-    let rows = Tool::start(VCPULAG, &args).wait().rows();
-    let vcpus: Vec<&str> = rows.iter().map(|row| row["vcpu"].as_str()).collect();
-    assert_eq!(vcpus, ["1", "1"]);
-    guests.end();
-}
-
-#[test]
-fn a_vcpu_that_has_used_up_its_quota_waits_for_that() {
-    let _alone = alone();
-    let guests = Guests::start(&["--vms", "1", "--cpu-max", "30", "--duration", "120"]);
-    let args = ["-c", &guests.cgroup(), "--json", "-d", "4"];
-    let ended = Tool::start(VCPULAG, &args).wait();
-    let row: Value = serde_json::from_str(ended.stdout.lines().next().expect("a row")).unwrap();
-    let (wait_ns, throttled_ns) = (ns(&row, "wait_ns"), ns(&row, "wait_throttled_ns"));
-    let others_ns: u64 =
-        row["blamed_ns"].as_object().unwrap().values().map(|ns| ns.as_u64().unwrap()).sum();
-    assert!(wait_ns > 2_000_000_000, "70 % of 4 s: {row}");
-    // Of the wait that goes on at the end it is not known yet: at most a period.
-    assert!(throttled_ns + others_ns + 100_000_000 >= wait_ns - wait_ns / 20, "{row}");
-    assert!(throttled_ns > wait_ns / 2, "{row}");
-    guests.end();
-}
-
-#[test]
-fn two_vms_on_one_cpu_wait_for_each_other() {
-    let _alone = alone();
-    let guests = Guests::start(&["--vms", "2", "--cpus", "0", "--duration", "120"]);
-    let args = ["-c", &guests.cgroup(), "--json", "-d", "4"];
-    let ended = Tool::start(VCPULAG, &args).wait();
-    let rows = json_lines(&ended.stdout);
-    assert_eq!(rows.len(), 2, "{rows:#?}");
-    for (row, other) in [(&rows[0], &rows[1]), (&rows[1], &rows[0])] {
-        let culprits = row["culprits"].as_array().unwrap();
-        let culprit = culprits.iter().find(|culprit| culprit["pid"] == other["pid"]);
-        let culprit = culprit.unwrap_or_else(|| panic!("{row}"));
-        assert_eq!((&culprit["kind"], &culprit["name"]), (&"vm".into(), &other["vm"]));
-        // While one waits the other runs; whoever else is there takes from both.
-        assert_near(ns(culprit, "ns"), ns(other, "run_ns"), 50, 50_000_000, &row.to_string());
-    }
-    guests.end();
 }
