@@ -237,8 +237,8 @@ struct sched_info {
 struct task_struct {
 	unsigned int __state;
 	/*
-	 * int, in Linux 7.2 u8: libbpf changes the size of a load if it is unsigned here, but not of
-	 * what BPF_CORE_READ() copies.
+	 * int, in Linux 7.2 u8: libbpf changes the size of a load if it is unsigned here,
+	 * but not of what BPF_CORE_READ() copies.
 	 */
 	unsigned int on_cpu;
 	unsigned int on_rq;

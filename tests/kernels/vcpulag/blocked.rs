@@ -1,19 +1,26 @@
 //! vCPUs that sleep inside KVM_RUN, though their guests have work.
 
+use std::fs;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::VCPULAG;
 use crate::util::alone;
 use crate::util::guests::Guests;
 use crate::util::tool::{Tool, number};
 
-/// Runs vCPUs that touch fresh pages side by side: they take turns at the lock of their process's memory.
+/// Runs vCPUs that touch fresh pages, which needs the lock of their process's memory, while we take that to go through
+/// all of the memory: clear_refs_write(), fs/proc/task_mmu.c.
 fn run_blocked_guests() -> Vec<u32> {
     let args = "--vms 2 --vcpus 4 --memory 1G --workload exits=pagefault:60000 --duration 60";
     let guests = Guests::start(&args.split(' ').collect::<Vec<_>>());
     let pids = guests.pids();
-    thread::sleep(Duration::from_secs(3));
+    let over = Instant::now() + Duration::from_secs(3);
+    while Instant::now() < over {
+        for pid in &pids {
+            fs::write(format!("/proc/{pid}/clear_refs"), "1").unwrap();
+        }
+    }
     guests.end();
     pids
 }
