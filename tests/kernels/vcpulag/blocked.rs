@@ -51,7 +51,7 @@ fn stacks_tell_where_vcpus_are_blocked() {
         let (stack, micros) = line.rsplit_once(' ').unwrap();
         assert!(!stack.contains(' ') && micros.parse::<u64>().is_ok(), "{line}");
         let innermost = stack.rsplit(';').next().unwrap();
-        assert!(innermost.starts_with("__schedule"), "{line}");
+        assert!(innermost.starts_with("__schedule") || stack == "[no_stack]", "{line}");
         faults += usize::from(stack.contains(";kvm_vcpu_ioctl;") && stack.contains("fault"));
     }
     assert!(faults > 0, "{}", ended.stdout);

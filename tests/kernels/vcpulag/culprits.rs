@@ -24,7 +24,7 @@ fn a_host_task_is_the_culprit() {
     assert!(others_ns * 5 <= wait_ns, "{row}");
     assert!(hog_ns * 100 >= (wait_ns - others_ns) * 99, "it is the hog: {row}");
     // Culprits are read after the vCPUs, which go on.
-    assert!(hog_ns <= wait_ns + 20_000_000, "{row}");
+    assert!(hog_ns <= wait_ns + 50_000_000, "{row}");
     let hog = row["culprits"].as_array().unwrap().iter().find(|c| c["pid"] == id()).unwrap();
     assert_eq!(hog["kind"], "task", "{row}");
     guests.end();
@@ -84,7 +84,7 @@ fn a_vm_whose_io_thread_burns_is_its_own_culprit() {
     assert!(own_ns * 100 >= (wait_ns - others_ns) * 99, "it is itself: {row}");
     // Culprits are read after the vCPUs, which go on.
     let same_ns = ns(&row["blamed_ns"], "same vm");
-    assert!(own_ns.abs_diff(same_ns) * 100 <= same_ns, "{row}");
+    assert!(own_ns >= same_ns && own_ns - same_ns < 50_000_000, "{row}");
     assert_eq!(
         (&row["culprits"][0]["kind"], &row["culprit"]),
         (&"same vm".into(), &"itself".into())
