@@ -29,6 +29,8 @@ fn an_idle_guest_halts_and_its_waits_are_those_that_runqlat_shows() {
     assert!(theirs >= 350, "4 s of 97 ticks: {waits:?}");
     // The second intervals begin one after the other.
     assert!(ours.abs_diff(theirs) <= 20 + theirs / 20, "{row:?} {waits:?}");
-    let (ours, theirs) = (ns("p99_ns"), number(waits, "p99_ns"));
-    assert!(ours <= 2 * theirs + 50_000 && theirs <= 2 * ours + 50_000, "{row:?} {waits:?}");
+    // Of 388 waits the 99th percentile is the fourth from the top.
+    let close = |ours: u64, theirs: u64| ours <= 2 * theirs + 50_000;
+    assert!(close(ns("p99_ns"), number(waits, "max_ns")), "{row:?} {waits:?}");
+    assert!(close(number(waits, "p99_ns"), ns("max_ns")), "{row:?} {waits:?}");
 }

@@ -11,7 +11,7 @@ fn every_vcpu_has_a_row() {
     let _alone = alone();
     let guests = Guests::start(&["--vms", "1009", "--workload", "idle=1", "--duration", "240"]);
     // Each has its tick meanwhile: one that has not been in KVM_RUN yet is not known for a vCPU.
-    let ended = Tool::start(VCPULAG, &["-c", &guests.cgroup(), "--csv", "-d", "10"]).wait();
+    let ended = Tool::start(VCPULAG, &["-c", &guests.cgroup(), "--csv", "-d", "25"]).wait();
     assert!(ended.status.success(), "{}", ended.stderr);
     // What had no room among the culprits is told, and on 7.2 an event or two that the kernel skipped.
     let mut rows = csv_rows(&ended.stdout);
