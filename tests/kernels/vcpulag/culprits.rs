@@ -24,7 +24,7 @@ fn a_host_task_is_the_culprit() {
     assert!(others_ns * 5 <= wait_ns, "{row}");
     assert!(hog_ns * 100 >= (wait_ns - others_ns) * 99, "it is the hog: {row}");
     // Culprits are read after the vCPUs, which go on.
-    assert!(hog_ns <= wait_ns + 50_000_000, "{row}");
+    assert!(hog_ns <= wait_ns + 150_000_000, "{row}");
     let hog = row["culprits"].as_array().unwrap().iter().find(|c| c["pid"] == id()).unwrap();
     assert_eq!(hog["kind"], "task", "{row}");
     guests.end();
@@ -78,13 +78,13 @@ fn a_vm_whose_io_thread_burns_is_its_own_culprit() {
     assert_eq!(rows.len(), 1);
     let row = &rows[0];
     let (wait_ns, own_ns) = (ns(row, "wait_ns"), taken_by(row, guests.pids()[0]));
-    assert!((700_000_000..1_500_000_000).contains(&wait_ns), "half of 2 s: {row}");
+    assert!((600_000_000..1_500_000_000).contains(&wait_ns), "half of 2 s: {row}");
     let others_ns = taken_by_others(row, guests.pids()[0]);
     assert!(others_ns * 5 <= wait_ns, "{row}");
     assert!(own_ns * 100 >= (wait_ns - others_ns) * 99, "it is itself: {row}");
     // Culprits are read after the vCPUs, which go on.
     let same_ns = ns(&row["blamed_ns"], "same vm");
-    assert!(own_ns >= same_ns && own_ns - same_ns < 50_000_000, "{row}");
+    assert!(own_ns >= same_ns && own_ns - same_ns < 150_000_000, "{row}");
     assert_eq!(
         (&row["culprits"][0]["kind"], &row["culprit"]),
         (&"same vm".into(), &"itself".into())
