@@ -195,6 +195,7 @@ impl Fleet {
     /// What every vCPU has counted up to now; before the start, during the run or after the end.
     pub fn truth(&self) -> impl Iterator<Item = Truth> {
         let vcpus = self.plan.vcpus;
+        let expected = self.expected();
         (0..self.vcpus()).map(move |index| {
             let (vm, vcpu) = (index / vcpus, index % vcpus);
             let first = self.page(vm, 0);
@@ -205,7 +206,7 @@ impl Fleet {
                 has_steal: self.plan.steal,
                 throttled_ns: self.throttled_ns.get(vm as usize).copied().flatten(),
                 io_thread: self.plan.io_thread_percent.map(|_| IoThread::read(first)),
-                memory: self.memory_of(vm),
+                memory: self.memory_of(vm, expected),
             };
             Truth::read(self.page(vm, vcpu), vcpu, &of_vm)
         })
@@ -213,8 +214,8 @@ impl Fleet {
 
     /// The memory of each guest, if it was filled.
     pub fn memory(&self) -> impl Iterator<Item = MemoryTruth> {
-        let memory_of = |vm| self.memory_of(vm);
-        (0..self.created).filter_map(memory_of)
+        let expected = self.expected();
+        (0..self.created).filter_map(move |vm| self.memory_of(vm, expected))
     }
 
     /// Asks each guest to rewrite [`Memory::pages_per_signal`] pages more.
@@ -231,13 +232,6 @@ impl Fleet {
             let record = &self.page(vm, 0).memory;
             record.all.load(Relaxed) < record.goal.load(Relaxed)
         })
-    }
-
-    /// What the counters of KSM show when all that can be merged is, and nobody else merges anything; none if there is
-    /// nothing to merge, or no KSM.
-    pub fn expected(&self) -> Option<ksm::Expected> {
-        let memory = self.plan.memory.filter(|_| self.plan.mem_merge)?;
-        ksm::Expected::on_this_host(self.created, memory.pages())
     }
 
     /// Tells all guests to leave and waits until they are gone; those that do not leave are killed. What they
@@ -279,13 +273,20 @@ impl Fleet {
         }
     }
 
-    fn memory_of(&self, vm: u32) -> Option<MemoryTruth> {
+    /// What the counters of KSM show when all that can be merged is, and nobody else merges anything; none if there is
+    /// nothing to merge, or no KSM.
+    fn expected(&self) -> Option<ksm::Expected> {
+        let memory = self.plan.memory.filter(|_| self.plan.mem_merge)?;
+        ksm::Expected::on_this_host(self.created, memory.pages())
+    }
+
+    fn memory_of(&self, vm: u32, expected: Option<ksm::Expected>) -> Option<MemoryTruth> {
         let wanted = self.plan.memory?;
         let could_merge = match self.plan.mem_merge {
             true => ksm::could_merge(self.created, wanted.pages()),
             false => 0,
         };
-        Some(MemoryTruth::read(self.page(vm, 0), wanted, could_merge))
+        Some(MemoryTruth::read(self.page(vm, 0), wanted, could_merge, expected))
     }
 
     fn page(&self, vm: u32, vcpu: u32) -> &VcpuPage {

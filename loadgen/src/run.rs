@@ -115,7 +115,6 @@ struct MemorySummary {
     pages: ByKind,
     could_merge: u64,
     rewrites: ByKind,
-    #[serde(skip_serializing_if = "Option::is_none")]
     expected: Option<Expected>,
 }
 
@@ -347,8 +346,7 @@ impl Summary {
             }
         }
         for memory in fleet.memory() {
-            let expected = || MemorySummary::new(&memory.workload, fleet.expected());
-            summary.memory.get_or_insert_with(expected).add(&memory);
+            summary.memory.get_or_insert_with(|| MemorySummary::new(&memory)).add(&memory);
         }
         summary
     }
@@ -388,13 +386,13 @@ impl std::fmt::Display for Summary {
 }
 
 impl MemorySummary {
-    fn new(workload: &Memory, expected: Option<Expected>) -> Self {
+    fn new(memory: &MemoryTruth) -> Self {
         Self {
-            workload: workload.to_string(),
+            workload: memory.workload.to_string(),
             pages: ByKind::default(),
             could_merge: 0,
             rewrites: ByKind::default(),
-            expected,
+            expected: memory.expected,
         }
     }
 

@@ -14,6 +14,7 @@ use serde::Serialize;
 
 use crate::exits::ExitKind;
 use crate::guest;
+use crate::ksm::Expected;
 use crate::memory::{ByKind, Memory, PageKind};
 use crate::process;
 use crate::record::VcpuPage;
@@ -93,11 +94,18 @@ pub struct MemoryTruth {
     pub could_merge: u64,
     /// How often pages were rewritten.
     pub rewrites: ByKind,
+    /// What KSM can make of the whole fleet: the same for all guests; none if it has no KSM or may not merge them.
+    pub expected: Option<Expected>,
 }
 
 impl MemoryTruth {
     /// From the page of vCPU 0.
-    pub(crate) fn read(page: &VcpuPage, workload: Memory, could_merge: u64) -> Self {
+    pub(crate) fn read(
+        page: &VcpuPage,
+        workload: Memory,
+        could_merge: u64,
+        expected: Option<Expected>,
+    ) -> Self {
         let rewrites = |kind: PageKind| page.memory.rewrites[kind as usize].load(Relaxed);
         Self {
             workload,
@@ -108,6 +116,7 @@ impl MemoryTruth {
                 zero: rewrites(PageKind::Zero),
                 unique: rewrites(PageKind::Unique),
             },
+            expected,
         }
     }
 }
@@ -274,10 +283,10 @@ mod tests {
         page.memory.rewrites[PageKind::Zero as usize].store(23, Relaxed);
         page.memory.rewrites[PageKind::Unique as usize].store(101, Relaxed);
         let workload = "4M,duplicate=50,zero=1,rewrite=5/signal".parse().expect("a workload");
-        let memory = MemoryTruth::read(&page, workload, 522);
+        let memory = MemoryTruth::read(&page, workload, 522, None);
         assert_eq!(
             serde_json::to_string(&memory).expect("JSON"),
-            r#"{"workload":"memory=4M,duplicate=50,zero=1,rewrite=5/signal","pages":{"duplicate":512,"zero":10,"unique":502},"could_merge":522,"rewrites":{"duplicate":0,"zero":23,"unique":101}}"#
+            r#"{"workload":"memory=4M,duplicate=50,zero=1,rewrite=5/signal","pages":{"duplicate":512,"zero":10,"unique":502},"could_merge":522,"rewrites":{"duplicate":0,"zero":23,"unique":101},"expected":null}"#
         );
     }
 
