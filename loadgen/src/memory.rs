@@ -128,12 +128,12 @@ impl FromStr for Memory {
             .map_err(|why| format!("`{size}`: {why}"))?;
         let (mut duplicate, mut zero, mut rewrite) = (None, None, None);
         for part in parts {
-            let twice = match part.split_once('=') {
-                Some(("duplicate", value)) => {
-                    duplicate.replace(within(value, 0, 100, "PCT")?).is_some()
-                }
-                Some(("zero", value)) => zero.replace(within(value, 0, 100, "PCT")?).is_some(),
-                Some(("rewrite", value)) => rewrite.replace(value.parse()?).is_some(),
+            let (name, value) = part.split_once('=').unwrap_or((part, ""));
+            let share = || within(value, 0, 100, "PCT");
+            let twice = match name {
+                "duplicate" => duplicate.replace(share()?).is_some(),
+                "zero" => zero.replace(share()?).is_some(),
+                "rewrite" => rewrite.replace(value.parse()?).is_some(),
                 _ => {
                     return Err(format!(
                         "`{part}` is none of duplicate=PCT, zero=PCT, rewrite=PCT/s, rewrite=PCT/signal"
@@ -141,7 +141,6 @@ impl FromStr for Memory {
                 }
             };
             if twice {
-                let name = part.split('=').next().unwrap_or_default();
                 return Err(format!("`{name}` is given twice"));
             }
         }
@@ -165,14 +164,68 @@ impl FromStr for Rewrite {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let of = match text.split_once('/') {
-            Some((_, "s")) => Self::PerSecond,
-            Some((_, "signal")) => Self::PerSignal,
+        let (percent, of): (_, fn(u32) -> Self) = match text.split_once('/') {
+            Some((percent, "s")) => (percent, Self::PerSecond),
+            Some((percent, "signal")) => (percent, Self::PerSignal),
             _ => {
                 return Err(format!("`rewrite={text}` is not rewrite=PCT/s or rewrite=PCT/signal"));
             }
         };
-        let percent = text.split('/').next().unwrap_or_default();
         within(percent, 1, MAX_REWRITE_PERCENT, "PCT").map(of)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_reads_back() {
+        for text in [
+            "16M,duplicate=50,zero=0",
+            "4K,duplicate=0,zero=100",
+            "1G,duplicate=23,zero=77,rewrite=10/s",
+            "4036K,duplicate=0,zero=0,rewrite=1000/signal",
+        ] {
+            let memory: Memory = text.parse().expect(text);
+            assert_eq!(memory.to_string(), format!("memory={text}"));
+        }
+        let memory: Memory = "16384k,rewrite=7/s,zero=3".parse().expect("memory");
+        assert_eq!(memory.to_string(), "memory=16M,duplicate=0,zero=3,rewrite=7/s");
+    }
+
+    #[test]
+    fn shares_are_rounded_down_and_the_rest_is_unique() {
+        let pages = |text: &str| text.parse::<Memory>().expect(text).pages();
+        let kinds = |duplicate, zero, unique| ByKind { duplicate, zero, unique };
+        assert_eq!(pages("16M,duplicate=50"), kinds(2_048, 0, 2_048));
+        assert_eq!(pages("4036K,duplicate=40,zero=10"), kinds(403, 100, 506));
+        assert_eq!(pages("4036K,duplicate=33,zero=67"), kinds(332, 676, 1));
+        assert_eq!(pages("4K,duplicate=99"), kinds(0, 0, 1));
+        assert_eq!(pages("1G,duplicate=100"), kinds(262_144, 0, 0));
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_with_a_reason() {
+        for (text, reason) in [
+            ("", "``: it is not a number of bytes, with or without K, M or G"),
+            ("0", "`0`: it is not a multiple of 4K from 4K to 1G"),
+            ("16M,zero", "PCT is a whole number from 0 to 100"),
+            (
+                "16M,half=50",
+                "`half=50` is none of duplicate=PCT, zero=PCT, rewrite=PCT/s, rewrite=PCT/signal",
+            ),
+            ("16M,duplicate=-1", "PCT is a whole number from 0 to 100"),
+            (
+                "16M,duplicate=60,zero=41",
+                "duplicate and zero pages are 101 per cent together, above 100",
+            ),
+            ("16M,rewrite=5", "`rewrite=5` is not rewrite=PCT/s or rewrite=PCT/signal"),
+            ("16M,rewrite=5%/s", "PCT is a whole number from 1 to 1000"),
+            ("16M,rewrite=5/s,rewrite=5/s", "`rewrite` is given twice"),
+            ("8K,rewrite=49/signal", "49 per cent of 2 pages are less than one to rewrite"),
+        ] {
+            assert_eq!(text.parse::<Memory>(), Err(reason.to_owned()), "{text}");
+        }
     }
 }
