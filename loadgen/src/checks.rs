@@ -12,6 +12,8 @@ use kvm_ioctls::{Cap, Kvm};
 use crate::affinity;
 use crate::exits::ExitKind;
 use crate::fleet::Spec;
+use crate::ksm;
+use crate::size::size_text;
 use crate::workload::Workload;
 
 /// `KVM_API_VERSION`: it will never be another.
@@ -46,6 +48,7 @@ pub(crate) fn open_kvm() -> Result<Kvm> {
 pub(crate) fn host(kvm: &Kvm, spec: &Spec) -> Result<()> {
     check_limits(kvm, spec)?;
     spec.cpus.as_ref().map_or(Ok(()), affinity::check)?;
+    check_memory(spec)?;
     check_kinds(spec)
 }
 
@@ -76,6 +79,35 @@ fn check_limits(kvm: &Kvm, spec: &Spec) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Refuses memory that would have to be swapped out or killed for, and merging without KSM.
+fn check_memory(spec: &Spec) -> Result<()> {
+    let Some(memory) = &spec.memory else { return Ok(()) };
+    if spec.mem_merge && !ksm::exists() {
+        return Err(host_cannot(
+            "this kernel has no KSM (CONFIG_KSM), which is to merge memory: use --mem-merge off",
+        ));
+    }
+    let needed_bytes = u64::from(spec.vms) * memory.bytes;
+    let available_bytes = available_bytes(&fs::read_to_string("/proc/meminfo").unwrap_or_default());
+    match available_bytes {
+        Some(available_bytes) if available_bytes < needed_bytes => Err(host_cannot(format!(
+            "too much memory: {} guests with {} each need {}, and this host has {} available: ask for fewer or for less",
+            spec.vms,
+            size_text(memory.bytes),
+            size_text(needed_bytes),
+            size_text(available_bytes >> 20 << 20) // whole MiB
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// `MemAvailable` of /proc/meminfo.
+fn available_bytes(meminfo: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kib: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
+    Some(kib << 10)
 }
 
 /// Refuses the exits that this KVM cannot make.

@@ -1,5 +1,5 @@
 //! The guests' code: position-independent assembly, copied into the image that all guests share. (What `exits`
-//! guests run is in exits_code.rs.)
+//! guests run is in exits_code.rs, and what rewrites memory in memory_code.rs.)
 //!
 //! It runs in ring 3 of long mode wherever it can, because some hypervisors (PVM) run ring 3 natively but
 //! emulate ring 0 one instruction at a time: ring 0 is the two short interrupt handlers at the end.
@@ -53,7 +53,10 @@ global_asm!(
     "   inc qword ptr [r15 + {ITERATIONS}]",
     "   mov rax, [r15 + {STEAL_TIME}]",
     "   mov [r15 + {STEAL_NS}], rax",
-    "   cmp dword ptr [r15 + {STOP}], 0",
+    "   cmp qword ptr [r15 + {REWRITER}], 0",
+    "   je 2f",
+    "   call qword ptr [r15 + {REWRITER}]",
+    "2: cmp dword ptr [r15 + {STOP}], 0",
     "   je 1b",
 
     // ---- leave for good; the VMM does not come back, but if it did, nothing else would run
@@ -89,6 +92,9 @@ global_asm!(
     "   shl rdx, 32",
     "   or rax, rdx",
     "   mov r8, rax",
+    "   cmp qword ptr [r15 + {REWRITER}], 0",
+    "   je 5f",
+    "   call qword ptr [r15 + {REWRITER}]", // a part of the share
 
     // Burn *CPU time*: what the clock says less what was stolen since. The clock is read first: a wait
     // between the two reads makes this round's sum too small, and the next one puts it right.
@@ -198,6 +204,7 @@ global_asm!(
     SPINS = const SPINS,
     STOP_PORT = const STOP_PORT,
     STOP = const offset_of!(VcpuPage, stop),
+    REWRITER = const offset_of!(VcpuPage, memory.rewriter),
     STEAL_TIME = const offset_of!(VcpuPage, steal_time.steal),
     STEAL_AT_START_NS = const offset_of!(VcpuPage, steal_at_start_ns),
     STEAL_NS = const offset_of!(VcpuPage, steal_ns),
@@ -235,6 +242,8 @@ unsafe extern "C" {
 
 /// Where the code of `exits` guests begins, in bytes from the beginning of the page of code.
 pub(crate) const EXITS_OFFSET: usize = PAGE_SIZE / 2;
+/// Where the code that rewrites memory begins.
+pub(crate) const MEMORY_OFFSET: usize = PAGE_SIZE / 4 * 3;
 
 /// Where things are in the page of code.
 #[derive(Clone, Copy, Debug)]
@@ -253,6 +262,8 @@ pub(crate) enum Entry {
     OnWake,
     /// The handler of [`INT3_VECTOR`] for `exits`.
     OnRequest,
+    /// What vCPU 0 of a guest that rewrites its memory calls in each round.
+    Rewriter,
 }
 
 impl Entry {
@@ -291,6 +302,7 @@ impl Entry {
             Self::Exits => return EXITS_OFFSET,
             Self::OnWake => return EXITS_OFFSET + exits_code::on_wake(),
             Self::OnRequest => return EXITS_OFFSET + exits_code::on_request(),
+            Self::Rewriter => return MEMORY_OFFSET,
         };
         symbol.addr() - (&raw const loadgen_guest_begin).addr()
     }

@@ -17,10 +17,12 @@ use crate::checks;
 use crate::guest::{self, Guest, Plan};
 use crate::image;
 use crate::janitor::Janitor;
+use crate::ksm;
+use crate::memory::Memory;
 use crate::process::{self, Ended};
 use crate::record::{PAGE_SIZE, VcpuPage};
 use crate::shared::{Order, Shared};
-use crate::truth::{IoThread, OfVm, Truth};
+use crate::truth::{IoThread, MemoryTruth, OfVm, Truth};
 use crate::workload::Workload;
 
 /// How long the parent sleeps between looks at guests that are about to be ready.
@@ -44,6 +46,10 @@ pub struct Spec {
     pub memory_bytes: u64,
     /// What every vCPU does.
     pub workload: Workload,
+    /// Memory that is filled before the start, and rewritten during the run: the first part of `memory_bytes`.
+    pub memory: Option<Memory>,
+    /// Whether KSM may merge that memory.
+    pub mem_merge: bool,
     /// How long the VMM sleeps before it answers an exit to userspace that the workload asked for.
     pub vmm_sleep: Duration,
     /// How much of a CPU a further thread of each guest's process burns, in per cent.
@@ -67,15 +73,17 @@ impl Spec {
         self.vcpus + u32::from(self.io_thread_percent.is_some())
     }
 
-    /// Memory of each guest that its vCPUs touch: it has at least so much.
-    pub(crate) fn fresh_bytes(&self) -> u64 {
-        u64::from(self.workload.fresh_pages()) * u64::from(self.vcpus) * PAGE_SIZE as u64
+    /// Memory of each guest that is filled or that its vCPUs touch: it has at least so much.
+    pub(crate) fn touched_bytes(&self) -> u64 {
+        let fresh_pages = u64::from(self.workload.fresh_pages()) * u64::from(self.vcpus);
+        fresh_pages * PAGE_SIZE as u64 + self.memory.map_or(0, |memory| memory.bytes)
     }
 
     /// Refuses what no host could do.
     fn check(&self) -> Result<()> {
-        if self.fresh_bytes() > image::MAPPED_MEMORY {
-            let most = image::MAPPED_MEMORY / PAGE_SIZE as u64;
+        if self.touched_bytes() > image::MAPPED_MEMORY {
+            let filled = self.memory.map_or(0, |memory| memory.bytes);
+            let most = image::MAPPED_MEMORY.saturating_sub(filled) / PAGE_SIZE as u64;
             return Err(usage(format!(
                 "too many page faults: the vCPUs of a guest can touch {most} pages together, not {} each",
                 self.workload.fresh_pages()
@@ -187,6 +195,7 @@ impl Fleet {
     /// What every vCPU has counted up to now; before the start, during the run or after the end.
     pub fn truth(&self) -> impl Iterator<Item = Truth> {
         let vcpus = self.plan.vcpus;
+        let expected = self.expected();
         (0..self.vcpus()).map(move |index| {
             let (vm, vcpu) = (index / vcpus, index % vcpus);
             let first = self.page(vm, 0);
@@ -197,8 +206,31 @@ impl Fleet {
                 has_steal: self.plan.steal,
                 throttled_ns: self.throttled_ns.get(vm as usize).copied().flatten(),
                 io_thread: self.plan.io_thread_percent.map(|_| IoThread::read(first)),
+                memory: self.memory_of(vm, expected),
             };
             Truth::read(self.page(vm, vcpu), vcpu, &of_vm)
+        })
+    }
+
+    /// The memory of each guest, if it was filled.
+    pub fn memory(&self) -> impl Iterator<Item = MemoryTruth> {
+        let expected = self.expected();
+        (0..self.created).filter_map(move |vm| self.memory_of(vm, expected))
+    }
+
+    /// Asks each guest to rewrite [`Memory::pages_per_signal`] pages more.
+    pub fn rewrite(&self) {
+        let pages = self.plan.memory.map_or(0, |memory| memory.pages_per_signal());
+        for vm in 0..self.created {
+            self.page(vm, 0).memory.goal.fetch_add(pages, Relaxed);
+        }
+    }
+
+    /// True as long as there are pages to rewrite that a guest has been asked to.
+    pub fn is_rewriting(&self) -> bool {
+        (0..self.created).any(|vm| {
+            let record = &self.page(vm, 0).memory;
+            record.all.load(Relaxed) < record.goal.load(Relaxed)
         })
     }
 
@@ -239,6 +271,22 @@ impl Fleet {
             true => Ok(()),
             false => bail!("failed to remove the cgroup `loadgen-{}`", process::pid()),
         }
+    }
+
+    /// What the counters of KSM show when all that can be merged is, and nobody else merges anything; none if there is
+    /// nothing to merge, or no KSM.
+    fn expected(&self) -> Option<ksm::Expected> {
+        let memory = self.plan.memory.filter(|_| self.plan.mem_merge)?;
+        ksm::Expected::on_this_host(self.created, memory.pages())
+    }
+
+    fn memory_of(&self, vm: u32, expected: Option<ksm::Expected>) -> Option<MemoryTruth> {
+        let wanted = self.plan.memory?;
+        let could_merge = match self.plan.mem_merge {
+            true => ksm::could_merge(self.created, wanted.pages()),
+            false => 0,
+        };
+        Some(MemoryTruth::read(self.page(vm, 0), wanted, could_merge, expected))
     }
 
     fn page(&self, vm: u32, vcpu: u32) -> &VcpuPage {

@@ -19,10 +19,12 @@ use kvm_ioctls::{Cap, Kvm, VcpuExit, VcpuFd, VmFd};
 use crate::affinity::CpuMask;
 use crate::cgroup::Cgroup;
 use crate::code::{Entry, STOP_PORT};
+use crate::contents;
 use crate::exits_code::PIO_PORT;
 use crate::fleet::Spec;
 use crate::image::{self, IMAGE_SIZE, MMIO_GPA};
 use crate::io;
+use crate::memory::Memory;
 use crate::process;
 use crate::record::{Failure, PAGE_SIZE, Step, VcpuPage};
 use crate::shared::{self, Order, Shared};
@@ -44,6 +46,10 @@ pub(crate) struct Plan {
     pub(crate) threads: u32,
     pub(crate) memory_bytes: u64,
     pub(crate) workload: Workload,
+    /// The memory to fill: the first part of the guest's own.
+    pub(crate) memory: Option<Memory>,
+    /// Whether KSM may merge it.
+    pub(crate) mem_merge: bool,
     /// How long the VMM sleeps before it answers an exit to userspace.
     pub(crate) vmm_sleep: Duration,
     /// What the I/O thread burns, in per cent of a CPU.
@@ -79,8 +85,10 @@ impl Plan {
             vms: spec.vms,
             vcpus: spec.vcpus,
             threads: spec.threads(),
-            memory_bytes: spec.memory_bytes.max(spec.fresh_bytes()),
+            memory_bytes: spec.memory_bytes.max(spec.touched_bytes()),
             workload: spec.workload,
+            memory: spec.memory,
+            mem_merge: spec.mem_merge,
             vmm_sleep: spec.vmm_sleep,
             io_thread_percent: spec.io_thread_percent,
             cpus: spec.cpus.as_ref().map(CpuMask::new),
@@ -205,10 +213,18 @@ impl Guest<'_> {
         set_slot(&vm, 0, image::IMAGE_GPA, size, common)?;
         if self.plan.memory_bytes > 0 {
             let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-            let size = usize::try_from(self.plan.memory_bytes).unwrap_or(usize::MAX);
+            let size = in_memory(self.plan.memory_bytes);
             let memory = shared::map(size, flags).map_err(of_io(Step::MapMemory))?;
-            if self.plan.workload.fresh_pages() > 0 {
+            if self.plan.memory.is_some() || self.plan.workload.fresh_pages() > 0 {
                 shared::forbid_huge_pages(memory, size).map_err(of_io(Step::MapMemory))?;
+            }
+            if let Some(wanted) = &self.plan.memory {
+                // SAFETY: the mapping is at least so big, has just been made, and nobody else knows it.
+                unsafe { contents::fill(memory, wanted.pages()) };
+                if self.plan.mem_merge {
+                    let merge = shared::allow_merging(memory, in_memory(wanted.bytes));
+                    merge.map_err(of_io(Step::AllowMerging))?;
+                }
             }
             set_slot(&vm, 1, image::MEMORY_GPA, size as u64, memory)?;
         }
@@ -238,7 +254,14 @@ impl Guest<'_> {
             tell::timer(page, timer, khz()?);
         }
         if let Workload::Exits(exits) = self.plan.workload {
-            tell::exits(page, &exits, number, khz()?, self.plan.vmcall);
+            let fresh_gva = image::MEMORY_GPA + self.plan.memory.map_or(0, |memory| memory.bytes);
+            tell::exits(page, &exits, number, khz()?, self.plan.vmcall, fresh_gva);
+        }
+        if let Some(memory) = &self.plan.memory
+            && let Some(rewrite) = memory.rewrite
+            && number == 0
+        {
+            tell::rewrites(page, memory, rewrite, khz()?);
         }
         if self.plan.workload.has_apic() {
             // With a local APIC all vCPUs but the first wait for a start-up interrupt, unless told otherwise.
@@ -369,6 +392,11 @@ fn set_slot(vm: &VmFd, slot: u32, gpa: u64, size: u64, memory: NonNull<u8>) -> R
     // SAFETY: the mapping lives as long as this process, and none of it is memory that Rust code takes for its
     // own: pages of atomics, the image, or what only the guest uses.
     unsafe { vm.set_user_memory_region(region) }.map_err(of_kvm(Step::SetMemory))
+}
+
+/// A size in bytes as that of a mapping.
+fn in_memory(bytes: u64) -> usize {
+    usize::try_from(bytes).unwrap_or(usize::MAX)
 }
 
 fn of_kvm(step: Step) -> impl Fn(kvm_ioctls::Error) -> Failure {

@@ -10,8 +10,9 @@ use std::ptr;
 
 use kvm_bindings::{kvm_regs, kvm_segment, kvm_sregs};
 
-use crate::code::{self, EXITS_OFFSET, Entry};
+use crate::code::{self, EXITS_OFFSET, Entry, MEMORY_OFFSET};
 use crate::exits_code;
+use crate::memory_code;
 use crate::record::{PAGE_SIZE, VcpuPage};
 use crate::workload::Workload;
 
@@ -132,17 +133,21 @@ pub(crate) unsafe fn write(image: *mut u8, workload: Workload) {
         put(IDT_GPA + u64::from(vector) * 16, low);
         put(IDT_GPA + u64::from(vector) * 16 + 8, high);
     }
-    let parts = [(0, code::code()), (EXITS_OFFSET, exits_code::code())];
-    for (offset, code) in parts {
-        assert!(code.len() <= EXITS_OFFSET, "guest code outgrew its half of the page");
-        let offset = IMAGE_SIZE - PAGE_SIZE + offset;
-        // SAFETY: the code's page is the image's last one, and each part fits into a half of it.
+    let parts = [
+        (0..EXITS_OFFSET, code::code()),
+        (EXITS_OFFSET..MEMORY_OFFSET, exits_code::code()),
+        (MEMORY_OFFSET..PAGE_SIZE, memory_code::code()),
+    ];
+    for (place, code) in parts {
+        assert!(code.len() <= place.len(), "guest code outgrew its part of the page");
+        let offset = IMAGE_SIZE - PAGE_SIZE + place.start;
+        // SAFETY: the code's page is the image's last one, and each part fits into its place there.
         unsafe { ptr::copy_nonoverlapping(code.as_ptr(), image.add(offset), code.len()) };
     }
 }
 
 /// Where a piece of code is in the guest.
-fn address_of(entry: Entry) -> u64 {
+pub(crate) fn address_of(entry: Entry) -> u64 {
     CODE_GPA + entry.offset() as u64
 }
 
@@ -250,7 +255,8 @@ mod tests {
     #[test]
     fn the_code_fits_and_begins_with_what_comes_first() {
         assert!((1..=EXITS_OFFSET).contains(&code::code().len()));
-        assert!((1..=PAGE_SIZE - EXITS_OFFSET).contains(&exits_code::code().len()));
+        assert!((1..=MEMORY_OFFSET - EXITS_OFFSET).contains(&exits_code::code().len()));
+        assert!((1..=PAGE_SIZE - MEMORY_OFFSET).contains(&memory_code::code().len()));
         assert_eq!(Entry::Spin.offset(), 0);
         assert!(Entry::OnWait.offset() < code::code().len());
         assert_eq!(Entry::Exits.offset(), EXITS_OFFSET);

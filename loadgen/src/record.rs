@@ -6,6 +6,7 @@ use std::io;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use crate::exits::ExitKind;
+use crate::memory::PageKind;
 
 /// Size of a page, and of everything that is mapped for one vCPU.
 pub(crate) const PAGE_SIZE: usize = 4096;
@@ -62,6 +63,8 @@ pub(crate) struct VcpuPage {
     pub(crate) fresh_gva: AtomicU64,
     /// What an `exits` guest is to do and has done, by [`ExitKind`].
     pub(crate) kinds: [KindRecord; ExitKind::NUMBER],
+    /// The memory that the guest rewrites; on the page of vCPU 0 only.
+    pub(crate) memory: MemoryRecord,
 
     /// The guest's process; on the page of vCPU 0 only.
     pub(crate) pid: AtomicU32,
@@ -95,6 +98,30 @@ pub(crate) struct KindRecord {
     pub(crate) period_tsc: AtomicU64,
     /// When the next is due (TSC); the guest's own.
     pub(crate) due_tsc: AtomicU64,
+}
+
+/// What a guest that rewrites its memory is to do and has done. Pages are counted from 0.
+#[repr(C)]
+pub(crate) struct MemoryRecord {
+    /// Address of the code that rewrites what is due; 0 if nothing ever is.
+    pub(crate) rewriter: AtomicU64,
+    /// First page that is not a duplicate one, first page that is neither a duplicate nor a zero page, number of pages.
+    pub(crate) duplicate_end: AtomicU64,
+    pub(crate) zero_end: AtomicU64,
+    pub(crate) end: AtomicU64,
+    /// The page to rewrite next, and how far it is from each to its next: so every page has its turn, and none twice
+    /// before all have had theirs.
+    pub(crate) next: AtomicU64,
+    pub(crate) stride: AtomicU64,
+    /// TSC cycles from one rewrite to the next; 0 for as fast as possible.
+    pub(crate) period_tsc: AtomicU64,
+    /// When the next is due (TSC); the guest's own.
+    pub(crate) due_tsc: AtomicU64,
+    /// Rewrites to do, which the parent raises, and rewrites done.
+    pub(crate) goal: AtomicU64,
+    pub(crate) all: AtomicU64,
+    /// Those done by [`PageKind`].
+    pub(crate) rewrites: [AtomicU64; PageKind::NUMBER],
 }
 
 /// `struct kvm_steal_time` of arch/x86/include/uapi/asm/kvm_para.h.
@@ -190,6 +217,7 @@ steps! {
     Exit = 15 "KVM_RUN",
     SetCpuid = 16 "KVM_SET_CPUID2",
     Bind = 17 "set the CPUs to run on",
+    AllowMerging = 18 "make memory mergeable (MADV_MERGEABLE)",
 }
 
 /// Why a guest ended before it was told to. It crosses from process to process as two numbers.

@@ -8,13 +8,17 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow};
+use clap::ValueEnum;
 use common::args::{CpuList, parse_seconds};
 use common::session::{Stop, complain, usage};
 use indicatif::{ProgressBar, ProgressStyle};
-use loadgen::{Fleet, Spec, Stopped, TruthFile, Workload};
+use loadgen::{
+    ByKind, Expected, Fleet, Memory, MemoryTruth, Part, Rewrite, Spec, Stopped, TruthFile,
+    Workload, parse_size,
+};
 use serde::Serialize;
 
-use crate::signals::HeldBack;
+use crate::signals::{HeldBack, Usr1};
 
 /// How often to look whether guests are still there and anybody is still reading.
 const LOOK: Duration = Duration::from_millis(200);
@@ -35,9 +39,13 @@ pub(crate) struct Args {
     /// Memory of each guest: bytes, or a number with K, M or G; none of it exists before it is touched
     #[arg(long, value_name = "SIZE", default_value = "0", value_parser = size)]
     memory: u64,
-    /// What the guests do: spin, idle, idle=HZ, duty=PCT or exits=KIND:COUNT[@RATE],...
+    /// What the guests do: spin, idle, idle=HZ, duty=PCT or exits=KIND:COUNT[@RATE],...; and, alone or given beside one
+    /// of these, memory=SIZE[,duplicate=PCT][,zero=PCT][,rewrite=PCT/s|PCT/signal]
     #[arg(long, value_name = "WORKLOAD", default_value = "spin")]
-    workload: Workload,
+    workload: Vec<Part>,
+    /// Whether KSM may merge the memory of memory=SIZE, as QEMU's mem-merge [default: on]
+    #[arg(long, value_name = "on|off")]
+    mem_merge: Option<Switch>,
     /// Sleep so many milliseconds before answering an exit to userspace (pio, mmio); fractions are allowed
     #[arg(long, value_name = "MS", value_parser = sleep)]
     vmm_sleep: Option<Duration>,
@@ -62,6 +70,19 @@ pub(crate) struct Args {
     json: bool,
 }
 
+/// On or off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Switch {
+    On,
+    Off,
+}
+
+/// What all guests do at the same time.
+struct Work {
+    cpu: Workload,
+    memory: Option<Memory>,
+}
+
 /// What all guests did together.
 #[derive(Serialize)]
 struct Summary {
@@ -78,6 +99,8 @@ struct Summary {
     latest_tick_ns: u64,
     exits: BTreeMap<&'static str, u64>,
     steal_ns: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    memory: Option<MemorySummary>,
     killed: u32,
     failed: usize,
     /// Whether the text has the exits: with ticks they would only say the same again.
@@ -85,11 +108,27 @@ struct Summary {
     shows_exits: bool,
 }
 
+/// The memory of all guests together.
+#[derive(Serialize)]
+struct MemorySummary {
+    workload: String,
+    pages: ByKind,
+    could_merge: u64,
+    rewrites: ByKind,
+    expected: Option<Expected>,
+}
+
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
-    check(args)?;
+    let work = work(&args.workload)?;
+    check(args, &work)?;
     let truth = args.truth.as_deref().map(TruthFile::check).transpose()?;
+    // First, as what is held back is let go of again.
+    let usr1 = match work.memory.and_then(|memory| memory.rewrite) {
+        Some(Rewrite::PerSignal(_)) => Some(Usr1::block()?),
+        Some(Rewrite::PerSecond(_)) | None => None,
+    };
     let held_back = HeldBack::new()?;
-    let mut fleet = create(args, &held_back)?;
+    let mut fleet = create(args, &work, &held_back)?;
     // The guests are forked: now there may be threads, and signals.
     let stop = Stop::install()?;
     drop(held_back);
@@ -104,12 +143,14 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         false => print(&started(&fleet)),
     };
     if printed.is_ok() {
-        wait(&mut fleet, &stop, args.duration.map(|duration| start + duration));
+        let end = args.duration.map(|duration| start + duration);
+        let rewrites = usr1.map(|usr1| Rewrites { usr1, under_way: false, silent: args.json });
+        printed = wait(&mut fleet, &stop, end, rewrites);
     }
     let ran = start.elapsed();
     let stopped = fleet.stop();
     let failures = fleet.failures().to_vec();
-    let summary = Summary::new(&fleet, args.workload, ran, stopped, failures.len());
+    let summary = Summary::new(&fleet, work.cpu, ran, stopped, failures.len());
     // Whatever else goes wrong: the truth is written, and nothing is left behind.
     let written = truth.map_or(Ok(()), |file| file.write(fleet.truth()));
     let finished = fleet.finish();
@@ -130,9 +171,29 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     printed.map(|()| ExitCode::SUCCESS)
 }
 
+/// What `--workload` says, however often: one of each kind. Memory alone leaves the vCPUs idle.
+fn work(parts: &[Part]) -> Result<Work> {
+    let (mut cpu, mut memory) = (None, None);
+    for part in parts {
+        let twice = match *part {
+            Part::Cpu(workload) => cpu.replace(workload).is_some(),
+            Part::Memory(wanted) => memory.replace(wanted).is_some(),
+        };
+        if twice {
+            return Err(usage(
+                "--workload is given twice: it may be, once for the vCPUs and once for memory=SIZE",
+            ));
+        }
+    }
+    Ok(Work { cpu: cpu.unwrap_or_else(Workload::idle), memory })
+}
+
 /// Refuses options that would do nothing.
-fn check(args: &Args) -> Result<()> {
-    let reach_the_vmm = matches!(args.workload, Workload::Exits(exits) if exits.reach_the_vmm());
+fn check(args: &Args, work: &Work) -> Result<()> {
+    if args.mem_merge.is_some() && work.memory.is_none() {
+        return Err(usage("--mem-merge needs memory that is filled: --workload memory=SIZE"));
+    }
+    let reach_the_vmm = matches!(work.cpu, Workload::Exits(exits) if exits.reach_the_vmm());
     if args.vmm_sleep.is_some() && !reach_the_vmm {
         return Err(usage(
             "--vmm-sleep needs exits to userspace: --workload exits=pio:COUNT or exits=mmio:COUNT",
@@ -142,12 +203,14 @@ fn check(args: &Args) -> Result<()> {
 }
 
 /// Creates the fleet, with a progress bar on a terminal; a signal ends the creation early.
-fn create(args: &Args, held_back: &HeldBack) -> Result<Fleet> {
+fn create(args: &Args, work: &Work, held_back: &HeldBack) -> Result<Fleet> {
     let spec = Spec {
         vms: args.vms,
         vcpus: args.vcpus,
         memory_bytes: args.memory,
-        workload: args.workload,
+        workload: work.cpu,
+        memory: work.memory,
+        mem_merge: args.mem_merge != Some(Switch::Off),
         vmm_sleep: args.vmm_sleep.unwrap_or_default(),
         io_thread_percent: args.io_thread,
         cpu_max_percent: args.cpu_max,
@@ -169,15 +232,49 @@ fn create(args: &Args, held_back: &HeldBack) -> Result<Fleet> {
     fleet
 }
 
+/// What SIGUSR1 makes guests do.
+struct Rewrites {
+    usr1: Usr1,
+    under_way: bool,
+    /// Whether nothing is said of it.
+    silent: bool,
+}
+
+impl Rewrites {
+    /// Looks whether it has come, and says so when all guests have done what it asked for.
+    fn look(&mut self, fleet: &Fleet) -> Result<()> {
+        if self.usr1.came() {
+            fleet.rewrite();
+            self.under_way = true;
+        }
+        if !self.under_way || fleet.is_rewriting() {
+            return Ok(());
+        }
+        self.under_way = false;
+        if self.silent {
+            return Ok(());
+        }
+        let mut rewrites = ByKind::default();
+        fleet.memory().for_each(|memory| rewrites += memory.rewrites);
+        print(&format!("rewritten up to now: {rewrites} pages"))
+    }
+}
+
 /// Waits for the end of the run: its time is over, a signal came, a guest failed, or nobody reads any more.
-fn wait(fleet: &mut Fleet, stop: &Stop, end: Option<Instant>) {
+fn wait(
+    fleet: &mut Fleet,
+    stop: &Stop,
+    end: Option<Instant>,
+    mut rewrites: Option<Rewrites>,
+) -> Result<()> {
     loop {
         let look = Instant::now() + LOOK;
         let until = end.map_or(look, |end| look.min(end));
         let over = stop.wait_until(Some(until)) || end.is_some_and(|end| Instant::now() >= end);
         if over || !fleet.failures().is_empty() || fleet.is_over() || stdout_is_closed() {
-            return;
+            return Ok(());
         }
+        rewrites.as_mut().map_or(Ok(()), |rewrites| rewrites.look(fleet))?;
     }
 }
 
@@ -231,6 +328,7 @@ impl Summary {
             latest_tick_ns: 0,
             exits: BTreeMap::new(),
             steal_ns: None,
+            memory: None,
             killed: stopped.killed,
             failed,
             shows_exits: matches!(workload, Workload::Exits(_)),
@@ -246,6 +344,9 @@ impl Summary {
             if let Some(steal_ns) = truth.steal_ns {
                 *summary.steal_ns.get_or_insert(0) += steal_ns;
             }
+        }
+        for memory in fleet.memory() {
+            summary.memory.get_or_insert_with(|| MemorySummary::new(&memory)).add(&memory);
         }
         summary
     }
@@ -280,7 +381,32 @@ impl std::fmt::Display for Summary {
         if self.killed > 0 {
             write!(f, " ({} did not leave and were killed)", self.killed)?;
         }
-        Ok(())
+        self.memory.as_ref().map_or(Ok(()), |memory| write!(f, "\n{memory}"))
+    }
+}
+
+impl MemorySummary {
+    fn new(memory: &MemoryTruth) -> Self {
+        Self {
+            workload: memory.workload.to_string(),
+            pages: ByKind::default(),
+            could_merge: 0,
+            rewrites: ByKind::default(),
+            expected: memory.expected,
+        }
+    }
+
+    fn add(&mut self, memory: &MemoryTruth) {
+        self.pages += memory.pages;
+        self.could_merge += memory.could_merge;
+        self.rewrites += memory.rewrites;
+    }
+}
+
+impl std::fmt::Display for MemorySummary {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { pages, could_merge, rewrites, .. } = self;
+        write!(f, "pages: {pages}; {could_merge} could merge; rewritten: {rewrites}")
     }
 }
 
@@ -294,22 +420,9 @@ fn count(number: u64, noun: &str) -> String {
     format!("{number} {noun}{plural}")
 }
 
-/// Bytes, with or without a unit.
+/// What the guest's memory may be.
 fn size(text: &str) -> Result<u64, String> {
-    let (number, unit) = match text.char_indices().last() {
-        Some((at, 'K' | 'k')) => (&text[..at], 1 << 10),
-        Some((at, 'M' | 'm')) => (&text[..at], 1 << 20),
-        Some((at, 'G' | 'g')) => (&text[..at], 1 << 30),
-        _ => (text, 1),
-    };
-    let number: u64 = number.parse().map_err(|_| "it is not a number with K, M or G".to_owned())?;
-    match number.checked_mul(unit) {
-        Some(bytes) if bytes % 4096 == 0 && bytes <= Spec::MAX_MEMORY => Ok(bytes),
-        _ => {
-            let most = Spec::MAX_MEMORY >> 30;
-            Err(format!("it is not a multiple of 4K up to {most}G"))
-        }
-    }
+    parse_size(text, 0, Spec::MAX_MEMORY)
 }
 
 /// Milliseconds to sleep: short enough for guests to be told to leave.
@@ -330,17 +443,6 @@ mod tests {
         assert_eq!(sleep("0.5"), Ok(Duration::from_micros(500)));
         for text in ["", "0", "-1", "1001", "inf", "nan", "1ms"] {
             assert!(sleep(text).is_err(), "{text}");
-        }
-    }
-
-    #[test]
-    fn sizes_have_units() {
-        assert_eq!(size("2M"), Ok(2 << 20));
-        assert_eq!(size("60g"), Ok(60 << 30));
-        assert_eq!(size("4096"), Ok(4096));
-        assert_eq!(size("0"), Ok(0));
-        for text in ["", "M", "4095", "1.5M", "-4K", "61G", "99999999999G", "2MB", "ä"] {
-            assert!(size(text).is_err(), "{text}");
         }
     }
 }

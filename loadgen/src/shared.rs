@@ -101,6 +101,16 @@ pub(crate) fn forbid_huge_pages(memory: NonNull<u8>, size: usize) -> io::Result<
     }
 }
 
+/// Lets KSM merge the pages of a mapping made with [`map`]: what QEMU does with its guests' memory unless it is told
+/// `mem-merge=off`.
+pub(crate) fn allow_merging(memory: NonNull<u8>, size: usize) -> io::Result<()> {
+    // SAFETY: advice on a mapping that exists; merged or not, it reads the same.
+    match unsafe { libc::madvise(memory.as_ptr().cast(), size, libc::MADV_MERGEABLE) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// Maps two parts of a shared mapping a second time, one right after the other; sizes in bytes, whole pages.
 pub(crate) fn map_side_by_side(parts: [(*mut u8, usize); 2]) -> io::Result<NonNull<u8>> {
     let size = parts.iter().map(|(_, size)| size).sum();

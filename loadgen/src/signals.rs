@@ -1,5 +1,5 @@
 //! Signals held back while guests are forked: whoever is forked then does not die of them, and the parent
-//! finds them pending.
+//! finds them pending. And SIGUSR1, which is asked for.
 
 use std::mem::MaybeUninit;
 
@@ -49,5 +49,35 @@ impl Drop for HeldBack {
         unsafe {
             libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.before, std::ptr::null_mut())
         };
+    }
+}
+
+/// From here on SIGUSR1 does nothing but be found by [`Usr1::came`], and nothing at all to processes forked.
+pub(crate) struct Usr1(libc::sigset_t);
+
+impl Usr1 {
+    /// Before there are threads, which inherit it.
+    pub(crate) fn block() -> Result<Self> {
+        let mut usr1 = MaybeUninit::uninit();
+        // SAFETY: sigemptyset initialises the set that the next calls use.
+        let failed = unsafe {
+            libc::sigemptyset(usr1.as_mut_ptr());
+            libc::sigaddset(usr1.as_mut_ptr(), libc::SIGUSR1);
+            libc::pthread_sigmask(libc::SIG_BLOCK, usr1.as_ptr(), std::ptr::null_mut())
+        };
+        if failed != 0 {
+            bail!("failed to block SIGUSR1");
+        }
+        // SAFETY: sigemptyset has filled it in.
+        Ok(Self(unsafe { usr1.assume_init() }))
+    }
+
+    /// True if it has come since the last look: once or more often.
+    pub(crate) fn came(&self) -> bool {
+        let at_once = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        // SAFETY: the set is valid, nobody wants to know more of the signal, and the timeout is valid.
+        unsafe {
+            libc::sigtimedwait(&raw const self.0, std::ptr::null_mut(), &raw const at_once) > 0
+        }
     }
 }

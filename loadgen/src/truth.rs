@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -13,6 +14,8 @@ use serde::Serialize;
 
 use crate::exits::ExitKind;
 use crate::guest;
+use crate::ksm::Expected;
+use crate::memory::{ByKind, Memory, PageKind};
 use crate::process;
 use crate::record::VcpuPage;
 use crate::workload::Workload;
@@ -53,6 +56,9 @@ pub struct Truth {
     /// The guest's I/O thread, if it has one.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub io_thread: Option<IoThread>,
+    /// The guest's memory, if it was filled: the same for all its vCPUs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory: Option<MemoryTruth>,
     /// What went wrong, if the guest ended without being told to.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub failure: Option<String>,
@@ -76,6 +82,45 @@ impl IoThread {
     }
 }
 
+/// What the memory of a guest holds and what has been done to it.
+#[derive(Clone, Debug, Serialize)]
+pub struct MemoryTruth {
+    /// What was asked for.
+    #[serde(serialize_with = "as_text")]
+    pub workload: Memory,
+    /// Pages.
+    pub pages: ByKind,
+    /// Pages that KSM may merge and whose content another page of the fleet has.
+    pub could_merge: u64,
+    /// How often pages were rewritten.
+    pub rewrites: ByKind,
+    /// What KSM can make of the whole fleet: the same for all guests; none if it has no KSM or may not merge them.
+    pub expected: Option<Expected>,
+}
+
+impl MemoryTruth {
+    /// From the page of vCPU 0.
+    pub(crate) fn read(
+        page: &VcpuPage,
+        workload: Memory,
+        could_merge: u64,
+        expected: Option<Expected>,
+    ) -> Self {
+        let rewrites = |kind: PageKind| page.memory.rewrites[kind as usize].load(Relaxed);
+        Self {
+            workload,
+            pages: workload.pages(),
+            could_merge,
+            rewrites: ByKind {
+                duplicate: rewrites(PageKind::Duplicate),
+                zero: rewrites(PageKind::Zero),
+                unique: rewrites(PageKind::Unique),
+            },
+            expected,
+        }
+    }
+}
+
 /// What all vCPUs of a guest have in common.
 pub(crate) struct OfVm {
     /// Counted from 0.
@@ -85,6 +130,7 @@ pub(crate) struct OfVm {
     pub(crate) has_steal: bool,
     pub(crate) throttled_ns: Option<u64>,
     pub(crate) io_thread: Option<IoThread>,
+    pub(crate) memory: Option<MemoryTruth>,
 }
 
 impl Truth {
@@ -109,6 +155,7 @@ impl Truth {
             }),
             throttled_ns: of_vm.throttled_ns,
             io_thread: of_vm.io_thread.clone(),
+            memory: of_vm.memory.clone(),
             failure: page.failure().map(|failure| failure.to_string()),
         }
     }
@@ -123,7 +170,7 @@ fn exits(page: &VcpuPage, workload: Workload) -> BTreeMap<&'static str, u64> {
     ExitKind::ALL.into_iter().map(|kind| (kind.name(), done(kind))).collect()
 }
 
-fn as_text<S: serde::Serializer>(workload: &Workload, to: S) -> Result<S::Ok, S::Error> {
+fn as_text<S: serde::Serializer>(workload: &impl fmt::Display, to: S) -> Result<S::Ok, S::Error> {
     to.collect_str(workload)
 }
 
@@ -180,7 +227,15 @@ mod tests {
     use super::*;
 
     fn of_vm(workload: Workload) -> OfVm {
-        OfVm { index: 0, pid: 101, workload, has_steal: false, throttled_ns: None, io_thread: None }
+        OfVm {
+            index: 0,
+            pid: 101,
+            workload,
+            has_steal: false,
+            throttled_ns: None,
+            io_thread: None,
+            memory: None,
+        }
     }
 
     #[test]
@@ -218,6 +273,20 @@ mod tests {
         assert_eq!(
             line["exits"].to_string(),
             r#"{"cpuid":0,"hlt":0,"hypercall":0,"mmio":0,"msr":0,"pagefault":23,"pio":503}"#
+        );
+    }
+
+    #[test]
+    fn memory_has_its_pages_and_rewrites_by_kind() {
+        // SAFETY: a page of zeroes is a valid record: it has only integers.
+        let page: VcpuPage = unsafe { std::mem::zeroed() };
+        page.memory.rewrites[PageKind::Zero as usize].store(23, Relaxed);
+        page.memory.rewrites[PageKind::Unique as usize].store(101, Relaxed);
+        let workload = "4M,duplicate=50,zero=1,rewrite=5/signal".parse().expect("a workload");
+        let memory = MemoryTruth::read(&page, workload, 522, None);
+        assert_eq!(
+            serde_json::to_string(&memory).expect("JSON"),
+            r#"{"workload":"memory=4M,duplicate=50,zero=1,rewrite=5/signal","pages":{"duplicate":512,"zero":10,"unique":502},"could_merge":522,"rewrites":{"duplicate":0,"zero":23,"unique":101},"expected":null}"#
         );
     }
 

@@ -5,6 +5,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use crate::exits::{ExitKind, Exits};
+use crate::memory::Memory;
 
 /// How often an `idle` guest ticks if nothing else is asked for.
 const IDLE_DEFAULT_HZ: u32 = 100;
@@ -43,6 +44,11 @@ pub(crate) struct Timer {
 }
 
 impl Workload {
+    /// What vCPUs do that have nothing else to do.
+    pub fn idle() -> Self {
+        Self::Idle { hz: IDLE_DEFAULT_HZ }
+    }
+
     /// The timer this workload runs by.
     pub(crate) fn timer(self) -> Option<Timer> {
         match self {
@@ -100,11 +106,32 @@ impl FromStr for Workload {
         };
         match (name, value) {
             ("spin", None) => Ok(Self::Spin),
-            ("idle", None) => Ok(Self::Idle { hz: IDLE_DEFAULT_HZ }),
+            ("idle", None) => Ok(Self::idle()),
             ("idle", Some(hz)) => Ok(Self::Idle { hz: within(hz, 1, IDLE_MAX_HZ, "HZ")? }),
             ("duty", Some(percent)) => Ok(Self::Duty { percent: within(percent, 1, 100, "PCT")? }),
             ("exits", Some(exits)) => Ok(Self::Exits(exits.parse()?)),
-            _ => Err("it is none of spin, idle, idle=HZ, duty=PCT, exits=KIND:COUNT".to_owned()),
+            _ => Err("it is none of spin, idle, idle=HZ, duty=PCT, exits=KIND:COUNT, memory=SIZE"
+                .to_owned()),
+        }
+    }
+}
+
+/// One of the things that a guest does at the same time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// What its vCPUs do.
+    Cpu(Workload),
+    /// What its memory holds.
+    Memory(Memory),
+}
+
+impl FromStr for Part {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.strip_prefix("memory=") {
+            Some(memory) => memory.parse().map(Self::Memory),
+            None => text.parse().map(Self::Cpu),
         }
     }
 }

@@ -29,7 +29,7 @@ fn bad_arguments() {
         "run --vms abc",
         "run --vms 1 --vcpus 0",
         "run --vms 1 --vcpus 256",
-        "run --vms 1 --memory 1.5M",
+        "run --vms 1 --memory 1.5K",
         "run --vms 1 --memory 61G",
         "run --vms 1 --workload dance",
         "run --vms 1 --workload idle=0",
@@ -46,6 +46,29 @@ fn bad_arguments() {
         "run --vms 1 --workload exits=pio:5 --vmm-sleep 1001",
         "run --vms 1 --workload exits=cpuid:5 --vmm-sleep 1",
         "run --vms 1 --vmm-sleep 1",
+        "run --vms 1 --workload memory",
+        "run --vms 1 --workload memory=",
+        "run --vms 1 --workload memory=0",
+        "run --vms 1 --workload memory=5000",
+        "run --vms 1 --workload memory=1028M",
+        "run --vms 1 --workload memory=16MB",
+        "run --vms 1 --workload memory=16M,",
+        "run --vms 1 --workload memory=16M,half=50",
+        "run --vms 1 --workload memory=16M,duplicate=101",
+        "run --vms 1 --workload memory=16M,duplicate=0.5",
+        "run --vms 1 --workload memory=16M,duplicate=67,zero=34",
+        "run --vms 1 --workload memory=16M,zero=1,zero=1",
+        "run --vms 1 --workload memory=16M,rewrite=10",
+        "run --vms 1 --workload memory=16M,rewrite=0/s",
+        "run --vms 1 --workload memory=16M,rewrite=1001/s",
+        "run --vms 1 --workload memory=16M,rewrite=10/m",
+        "run --vms 1 --workload memory=16K,rewrite=24/signal",
+        "run --vms 1 --workload memory=16M --workload memory=16M",
+        "run --vms 1 --workload memory=16M --workload spin --workload idle",
+        "run --vms 1 --workload memory=1G --workload exits=pagefault:1",
+        "run --vms 1 --workload memory=16M --mem-merge yes",
+        "run --vms 1 --mem-merge on",
+        "run --vms 1 --memory 16M --mem-merge off",
         "run --vms 1 --io-thread 0",
         "run --vms 1 --io-thread 101",
         "run --vms 1 --io-thread 5%",
@@ -76,6 +99,33 @@ fn more_guests_than_the_host_has_pids() {
     let (status, sentence) = refused(loadgen().args(args));
     assert_eq!(status, 3, "{sentence}");
     assert!(sentence.contains("sysctl -w kernel."), "{sentence}");
+}
+
+#[test]
+fn more_memory_than_there_is() {
+    let args = ["run", "--vms", "9973", "--workload", "memory=1G", "--duration", "1"];
+    let (status, sentence) = refused(loadgen().args(args));
+    assert_eq!(status, 3, "{sentence}");
+    assert!(sentence.contains("9973 guests with 1G each need 9973G"), "{sentence}");
+    assert!(sentence.contains("M available: ask for fewer or for less"), "{sentence}");
+}
+
+/// Seen without /sys/kernel/mm/ksm: in a mount namespace of its own.
+#[test]
+fn merging_without_ksm() {
+    let with = |switch| {
+        let mut unshare = Command::new("unshare");
+        let hide = r#"mount -t tmpfs none /sys/kernel/mm && exec "$@""#;
+        unshare.args(["--mount", "sh", "-c", hide, "sh"]).arg(loadgen().get_program());
+        unshare.args(["run", "--vms", "1", "--workload", "memory=4K", "--duration", "0.5"]);
+        unshare.args(["--mem-merge", switch]);
+        unshare
+    };
+    let (status, sentence) = refused(&mut with("on"));
+    assert_eq!(status, 3, "{sentence}");
+    assert!(sentence.contains("has no KSM (CONFIG_KSM)"), "{sentence}");
+    assert!(sentence.contains("--mem-merge off"), "{sentence}");
+    assert!(with("off").output().expect("loadgen").status.success());
 }
 
 #[test]

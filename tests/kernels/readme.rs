@@ -35,7 +35,7 @@ const WORKLOADS: [&str; 2] = ["idle=100", "exits=pio:1000000@200,mmio:1000000@10
 /// The table's first cells, and how to find out.
 type Probe = (&'static str, fn() -> bool);
 
-const PROBES: [Probe; 10] = [
+const PROBES: [Probe; 11] = [
     ("`runqlat`: waits, of which VM", || fills(RUNQLAT, &["--by", "vm"], "vm", "loadgen-0001")),
     ("`runqlat`: woken or preempted, moved waits whole", || fills(RUNQLAT, &[], "preempted", "")),
     ("`kvmexits`: exits from guest mode", || fills(KVMEXITS, &[], "kind", "hardware")),
@@ -54,6 +54,7 @@ const PROBES: [Probe; 10] = [
         fills(VCPULAG, &[], "vcpu", "0") && fills(VCPULAG, &[], "culprit", "")
     }),
     ("`loadgen`: spin, idle, duty", || ["spin", "idle", "duty=30"].into_iter().all(guests_run)),
+    ("`loadgen`: memory that KSM merges", || guests_run("memory=1M,duplicate=50,rewrite=100/s")),
     ("`loadgen`: all kinds of exits", || {
         guests_run("exits=pio:3,mmio:3,cpuid:3,msr:3,hypercall:3,hlt:3,pagefault:3")
     }),
