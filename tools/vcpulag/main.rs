@@ -1,5 +1,7 @@
 //! vcpulag: how late do vCPUs run, why, and who ran instead?
 
+mod losses;
+mod matrix;
 mod report;
 mod rows;
 mod slow;

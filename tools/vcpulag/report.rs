@@ -1,8 +1,6 @@
 //! From vcpulag's rows to text, CSV and JSON. Pure: nothing here asks the kernel or the host.
 
-use std::cmp::Reverse;
-use std::collections::BTreeMap;
-use std::io::{self, Write};
+use std::io::Write;
 
 use anyhow::Result;
 use common::args::CsvKind;
@@ -10,73 +8,9 @@ use common::hist::Unit;
 use common::output::{self, Field, Format, Interval, printable, short_count, short_duration};
 use serde_json::Value;
 
+use crate::losses::Losses;
+use crate::matrix;
 use crate::rows::{Culprit, Kind, Row};
-
-/// What could not be seen in one interval.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Losses {
-    /// vCPUs that found no room in a map.
-    pub vcpus: u64,
-    /// Waits that are in the times, but in no histogram.
-    pub waits: u64,
-    /// Events that found our program running on their CPU, so that the kernel did not run it again.
-    pub missed: u64,
-    /// Waits by the kernel's books, in no histogram: sched_switch did not show them.
-    pub unseen: u64,
-    /// Waiting time that is blamed on a kind of task, but on none by name.
-    pub unnamed_ns: u64,
-    /// Long waits that are counted, but were not told.
-    pub untold: u64,
-}
-
-impl Losses {
-    /// What was added since `earlier`.
-    pub fn since(&self, earlier: &Self) -> Self {
-        Self {
-            vcpus: self.vcpus - earlier.vcpus,
-            waits: self.waits - earlier.waits,
-            missed: self.missed - earlier.missed,
-            unseen: self.unseen - earlier.unseen,
-            unnamed_ns: self.unnamed_ns - earlier.unnamed_ns,
-            untold: self.untold - earlier.untold,
-        }
-    }
-
-    /// What is in no row, or may be.
-    pub fn lost(&self) -> u64 {
-        self.vcpus + self.waits + self.missed
-    }
-
-    /// Sentences about what is missing.
-    pub fn warnings(&self) -> Vec<String> {
-        said([
-            (self.vcpus, format!("lost {} vCPUs: no room for them", self.vcpus)),
-            (self.waits, format!("lost {} waits in histograms: no room for them", self.waits)),
-            (self.missed, format!("lost {} events: the kernel skipped them", self.missed)),
-            (self.untold, format!("not shown {} waits: too many at once", self.untold)),
-            (
-                self.unnamed_ns,
-                format!(
-                    "{} of waits for others without names: no room for them",
-                    short_duration(self.unnamed_ns)
-                ),
-            ),
-        ])
-    }
-
-    /// Sentences about what is known less well.
-    fn notes(&self) -> Vec<String> {
-        said([(
-            self.unseen,
-            format!("from totals {} waits: sched_switch did not show them", self.unseen),
-        )])
-    }
-}
-
-/// The sentences whose figure is not 0.
-fn said<const N: usize>(sentences: [(u64, String); N]) -> Vec<String> {
-    sentences.into_iter().filter(|(count, _)| *count > 0).map(|(_, line)| line).collect()
-}
 
 const QUANTILES: [f64; 2] = [0.5, 0.99];
 
@@ -201,9 +135,7 @@ pub const BANNER: &str = "Tracing vCPUs... Hit Ctrl-C to end.";
 /// The width of the first column.
 const NAME: usize = 15;
 /// How many culprits text names for each row.
-const CULPRITS: usize = 3;
-/// The width of each of the matrix's two parties, with the space after it.
-const PARTY: usize = 25;
+pub const CULPRITS: usize = 3;
 
 impl Report {
     /// What comes before the first interval.
@@ -214,7 +146,7 @@ impl Report {
                 return Ok(());
             }
             Format::Json => return Ok(()),
-            Format::Csv(_) if self.matrix => MATRIX_COLUMNS.to_vec(),
+            Format::Csv(_) if self.matrix => matrix::COLUMNS.to_vec(),
             Format::Csv(CsvKind::Buckets) => output::BUCKET_COLUMNS.to_vec(),
             Format::Csv(CsvKind::Summary) => {
                 let none = NamedRow { row: Row::default(), culprits: vec![] };
@@ -237,11 +169,18 @@ impl Report {
         rows: &[NamedRow],
         losses: &Losses,
     ) -> Result<()> {
-        if self.matrix {
-            return self.write_matrix(out, interval, rows, losses);
-        }
         if self.format == Format::Text {
             return self.text(out, interval, rows, losses);
+        }
+        if self.matrix {
+            for fields in matrix::fields(rows, losses) {
+                let fields = interval.fields().into_iter().chain(fields);
+                match self.format {
+                    Format::Json => output::write_json_line(out, fields)?,
+                    _ => output::write_csv_row(out, fields)?,
+                }
+            }
+            return Ok(());
         }
         for row in rows {
             // All that there was of this vCPU: less if it is younger than the interval.
@@ -278,36 +217,19 @@ impl Report {
         if self.timestamp {
             writeln!(out, "{}", interval.clock())?;
         }
-        let shown = rows.len().min(self.top);
         if rows.is_empty() {
             writeln!(out, "\nno vCPUs")?;
+        } else if self.matrix {
+            matrix::write(out, rows, self.top, interval.length.as_secs_f64())?;
         } else {
-            writeln!(
-                out,
-                "\n{:<NAME$} run wait halt blk vmm poll {:>5} {:>5} {:>5} {:>5} {:>5} {:>5}",
-                if self.by_vm { "VM (%)" } else { "VM/VCPU (%)" },
-                "wak/s",
-                "pre/s",
-                "p50",
-                "p99",
-                "max",
-                "now",
-            )?;
-        }
-        for row in &rows[..shown] {
-            write_row(out, row)?;
-        }
-        if shown < rows.len() {
-            writeln!(out, "... and {} more (--top)", rows.len() - shown)?;
-        }
-        if !rows.is_empty() && !self.by_vm {
-            output::write_words(out, &verdict(rows, self.late_percent))?;
+            self.write_rows(out, rows)?;
         }
         for line in losses.warnings().iter().chain(&losses.notes()) {
             writeln!(out, "{line}")?;
         }
         if let Some(unit) = self.pictures {
-            for row in rows[..shown].iter().filter(|row| row.row.waits.count() > 0) {
+            let shown = &rows[..rows.len().min(self.top)];
+            for row in shown.iter().filter(|row| row.row.waits.count() > 0) {
                 writeln!(out, "\n{}", row.title())?;
                 output::write_picture(out, unit, row.row.waits.picture(unit))?;
             }
@@ -315,127 +237,31 @@ impl Report {
         Ok(())
     }
 
-    fn write_matrix(
-        &self,
-        out: &mut dyn Write,
-        interval: &Interval,
-        rows: &[NamedRow],
-        losses: &Losses,
-    ) -> Result<()> {
-        let pairs = rows.iter().flat_map(|row| {
-            let culprits = row.row.culprits.iter().zip(&row.culprits);
-            culprits.map(move |((culprit, ns), name)| (row, culprit, name, *ns))
-        });
-        let mut pairs: Vec<_> = pairs.collect();
-        pairs.sort_by_key(|(.., ns)| Reverse(*ns));
-        if self.format != Format::Text {
-            for (row, culprit, name, ns) in pairs {
-                let values: [Value; 7] = [
-                    row.row.vm.pid.into(),
-                    row.title().into(),
-                    culprit.pid.into(),
-                    name.as_str().into(),
-                    culprit.kind.name().into(),
-                    ns.into(),
-                    losses.lost().into(),
-                ];
-                let fields = MATRIX_COLUMNS.into_iter().zip(values);
-                let fields = interval.fields().into_iter().chain(fields);
-                match self.format {
-                    Format::Json => output::write_json_line(out, fields)?,
-                    _ => output::write_csv_row(out, fields)?,
-                }
-            }
-            return Ok(());
+    fn write_rows(&self, out: &mut dyn Write, rows: &[NamedRow]) -> Result<()> {
+        writeln!(
+            out,
+            "\n{:<NAME$} run wait halt blk vmm poll {:>5} {:>5} {:>5} {:>5} {:>5} {:>5}",
+            if self.by_vm { "VM (%)" } else { "VM/VCPU (%)" },
+            "wak/s",
+            "pre/s",
+            "p50",
+            "p99",
+            "max",
+            "now",
+        )?;
+        let shown = rows.len().min(self.top);
+        for row in &rows[..shown] {
+            write_row(out, row)?;
         }
-        if self.timestamp {
-            writeln!(out, "{}", interval.clock())?;
+        if shown < rows.len() {
+            writeln!(out, "... and {} more (--top)", rows.len() - shown)?;
         }
-        let (mut victims, mut culprits) = (Groups::default(), Groups::default());
-        for (row, culprit, name, ns) in pairs {
-            victims.add(&row.title(), name, ns);
-            // Each VM is itself to its own vCPUs only.
-            let name = if culprit.kind == Kind::Sibling { &row.row.name } else { name };
-            culprits.add(name, &row.title(), ns);
-        }
-        for row in rows {
-            victims.add(&row.title(), "not known who", row.row.times.unknown_ns());
-        }
-        let seconds = interval.length.as_secs_f64();
-        if rows.is_empty() {
-            writeln!(out, "\nno vCPUs")?;
-        } else {
-            victims.write(out, ["WHO WAITED", "WHO RAN"], self.top, seconds)?;
-            culprits.write(out, ["WHO RAN", "WHO WAITED"], self.top, seconds)?;
-        }
-        for line in losses.warnings().iter().chain(&losses.notes()) {
-            writeln!(out, "{line}")?;
+        if !self.by_vm {
+            output::write_words(out, &verdict(rows, self.late_percent))?;
         }
         Ok(())
     }
 }
-
-/// One side of the matrix: times by one party, and each of these by the other.
-#[derive(Default)]
-struct Groups(BTreeMap<String, BTreeMap<String, u64>>);
-
-impl Groups {
-    fn add(&mut self, one: &str, other: &str, ns: u64) {
-        if ns > 0 {
-            let group = self.0.entry(one.to_owned()).or_default();
-            *group.entry(other.to_owned()).or_default() += ns;
-        }
-    }
-
-    /// The `top` that have the most time, and of each the [`CULPRITS`] that have.
-    fn write(self, out: &mut dyn Write, heads: [&str; 2], top: usize, seconds: f64) -> Result<()> {
-        let [one, other] = heads;
-        writeln!(out, "\n{one:<PARTY$}{other:<PARTY$}{:>7} {:>9}", "TIME", "OF A CPU")?;
-        let mut line = |one: &str, other: &str, ns: u64| -> io::Result<()> {
-            let share = ns as f64 / 1e7 / seconds;
-            write_name(out, &printable(one), 0)?;
-            write_name(out, &printable(other), PARTY)?;
-            writeln!(out, "{:>7} {share:>8.1}%", short_duration(ns))
-        };
-        let sum = |group: &BTreeMap<String, u64>| group.values().sum::<u64>();
-        let mut groups: Vec<_> = self.0.into_iter().collect();
-        groups.sort_by_key(|(_, group)| Reverse(sum(group)));
-        let more = groups.len().saturating_sub(top);
-        for (one, group) in groups.into_iter().take(top) {
-            let all = sum(&group);
-            let mut others: Vec<_> = group.into_iter().collect();
-            others.sort_by_key(|(_, ns)| Reverse(*ns));
-            let count = others.len();
-            // Whoever is alone needs no sum.
-            let (mut title, mut shown) = (one.as_str(), 0);
-            if count > 1 {
-                line(title, &format!("{count} together"), all)?;
-                title = "";
-            }
-            for (other, ns) in others.into_iter().take(CULPRITS) {
-                line(title, &other, ns)?;
-                (title, shown) = ("", shown + ns);
-            }
-            if count > CULPRITS {
-                line("", &format!("{} more", count - CULPRITS), all - shown)?;
-            }
-        }
-        if more > 0 {
-            writeln!(out, "... and {more} more (--top)")?;
-        }
-        Ok(())
-    }
-}
-
-/// Writes a column of the matrix that begins after `indent` others; what does not fit has a line of its own.
-fn write_name(out: &mut dyn Write, name: &str, indent: usize) -> io::Result<()> {
-    match name.chars().count() < PARTY {
-        true => write!(out, "{name:<PARTY$}"),
-        false => write!(out, "{name}\n{:<1$}", "", indent + PARTY),
-    }
-}
-
-const MATRIX_COLUMNS: [&str; 7] = ["pid", "victim", "culprit_pid", "culprit", "kind", "ns", "lost"];
 
 fn percent(part: u64, whole: u64) -> f64 {
     if whole == 0 { 0.0 } else { 100.0 * part as f64 / whole as f64 }
@@ -888,7 +714,7 @@ mod tests {
         let json = written(&of(Format::Json), &[batch(), web()]);
         let objects: Vec<serde_json::Map<String, Value>> =
             json.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-        let columns = Interval::COLUMNS.into_iter().chain(MATRIX_COLUMNS);
+        let columns = Interval::COLUMNS.into_iter().chain(matrix::COLUMNS);
         assert!(columns.eq(objects[0].keys().map(String::as_str)), "{json}");
         assert_eq!(objects.len(), 6);
         assert_eq!((&objects[0]["culprit"], &objects[0]["kind"]), (&"db".into(), &"vm".into()));

@@ -20,7 +20,7 @@ use libbpf_rs::{
 };
 use plain::Plain;
 
-use crate::report::Losses;
+use crate::losses::Losses;
 use crate::rows::{
     Culprit, Earlier, Kind, PairElement, Reading, Sample, Thread, Times, VmId, WaitsElement,
 };
