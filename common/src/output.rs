@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use clap::ValueEnum;
 pub use hdrhistogram::serialization::V2DeflateSerializer as HdrSerializer;
 use hdrhistogram::serialization::interval_log::{IntervalLogWriter, IntervalLogWriterBuilder, Tag};
 use jiff::Timestamp;
@@ -27,17 +28,17 @@ pub type Field = (&'static str, Value);
 
 /// How rows are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Format {
+pub enum Format<Csv = CsvKind> {
     /// For people.
     Text,
     /// A header, then one line a row.
-    Csv(CsvKind),
+    Csv(Csv),
     /// One object a row.
     Json,
 }
 
-impl From<&OutputArgs> for Format {
-    fn from(args: &OutputArgs) -> Self {
+impl<Csv: ValueEnum + Copy + Send + Sync + 'static> From<&OutputArgs<Csv>> for Format<Csv> {
+    fn from(args: &OutputArgs<Csv>) -> Self {
         match args.csv {
             Some(kind) => Self::Csv(kind),
             None if args.json => Self::Json,
