@@ -187,6 +187,18 @@ impl State {
         self.numbers[counter as usize]
     }
 
+    /// Places where KSM pages are mapped: one for each KSM page, and those that share it.
+    pub fn merged_pages(&self) -> i64 {
+        let pages = [Counter::PagesShared, Counter::PagesSharing].map(|counter| self.get(counter));
+        pages.into_iter().flatten().sum()
+    }
+
+    /// Pages that need not exist: those that share one, and those of zeroes.
+    pub fn saved_pages(&self) -> u64 {
+        let pages = [Counter::PagesSharing, Counter::KsmZeroPages].map(|counter| self.get(counter));
+        pages.into_iter().flatten().filter_map(|pages| u64::try_from(pages).ok()).sum()
+    }
+
     /// The advisor's mode: `none` or `scan-time`.
     pub fn advisor_mode(&self) -> Option<&str> {
         self.advisor_mode.as_deref()
