@@ -1,6 +1,8 @@
 //! What integration tests share: tools run as a user runs them, and threads whose waits the kernel's books tell.
 
 pub mod guests;
+pub mod ksm;
+pub mod mergeable;
 pub mod perf;
 pub mod threads;
 pub mod tool;

@@ -140,7 +140,7 @@ impl Report {
             out,
             "{:>6} {:>6} {:>6} {:>7} {:>6} {:>6} {:>6} {:>6} {:>6} {:>5} {:>5} {:>5}",
             short_bytes(i64::try_from(row.saved_bytes).unwrap_or(i64::MAX)),
-            short_bytes(row.profit_bytes),
+            short_bytes(row.state.get(Counter::GeneralProfit).unwrap_or(row.profit_bytes)),
             pages(Counter::PagesShared),
             pages(Counter::PagesSharing),
             rate(row.scanned),

@@ -282,17 +282,9 @@ fn hists(now: &Reading, earlier: &Reading) -> [Hist; KINDS.len()] {
     })
 }
 
-/// The kernel's general_profit, by its own formula where it does not have that (Linux before 6.4;
-/// `general_profit_show()` in mm/ksm.c).
-pub fn profit_bytes(state: &State, page_bytes: u64, item_bytes: u64) -> i64 {
-    if let Some(profit) = state.get(Counter::GeneralProfit) {
-        return profit;
-    }
-    formula(state, page_bytes, item_bytes)
-}
-
-/// What merging saves, less what KSM keeps for each page that it has looked at.
-pub fn formula(state: &State, page_bytes: u64, item_bytes: u64) -> i64 {
+/// What merging saves, less what KSM keeps for each page that it has looked at: the kernel's general_profit, also
+/// where it does not have that (Linux before 6.4; `general_profit_show()` in mm/ksm.c).
+fn profit_bytes(state: &State, page_bytes: u64, item_bytes: u64) -> i64 {
     let items = state.merged_pages()
         + state.get(Counter::PagesUnshared).unwrap_or(0)
         + state.get(Counter::PagesVolatile).unwrap_or(0);

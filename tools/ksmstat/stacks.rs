@@ -88,15 +88,18 @@ impl Stacks {
     }
 }
 
-/// The function that breaks a page's sharing: beyond it there are only our own.
-const BREAKER: &str = "do_wp_page";
+/// The function that copies the page. We come after it, in its place.
+const COPIER: &str = "do_wp_page";
+const OURS: [&str; 2] = ["bpf_trampoline", "bpf_prog"];
 
 fn fold(comm: &str, user: Vec<String>, kernel: Vec<String>) -> String {
     let user = if user.is_empty() { vec!["[no_stack]".to_owned()] } else { user };
-    let end = kernel.iter().position(|name| name == BREAKER).map_or(kernel.len(), |i| i + 1);
-    let words = [comm.to_owned()].into_iter().chain(user);
+    let ours = |name: &String| OURS.iter().any(|prefix| name.starts_with(prefix));
+    let end = kernel.iter().position(ours).unwrap_or(kernel.len());
+    let kernel = kernel.into_iter().take(end).chain([COPIER.to_owned()]);
     // As flame graphs know the kernel's functions.
-    let words = words.chain(kernel.into_iter().take(end).map(|name| name + "_[k]"));
+    let kernel = kernel.map(|name| name + "_[k]");
+    let words = [comm.to_owned()].into_iter().chain(user).chain(kernel);
     let line = words.map(|word| word.replace([';', ' '], "_")).collect::<Vec<_>>().join(";");
     printable(&line)
 }
@@ -108,11 +111,11 @@ mod tests {
     #[test]
     fn names_cannot_forge_frames_and_the_kernels_are_marked() {
         let names = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>();
-        let kernel = names(&["asm_exc_page_fault", "do_wp_page", "bpf_trampoline_1", "bpf_get"]);
+        let kernel = names(&["asm_exc_page_fault", "bpf_trampoline_1", "bpf_prog_1_do_wp_page"]);
         assert_eq!(
             fold("a;b c\n", names(&["main", "write ones"]), kernel),
             "a_b_c?;main;write_ones;asm_exc_page_fault_[k];do_wp_page_[k]"
         );
-        assert_eq!(fold("ksmd", vec![], vec![]), "ksmd;[no_stack]");
+        assert_eq!(fold("ksmd", vec![], vec![]), "ksmd;[no_stack];do_wp_page_[k]");
     }
 }
