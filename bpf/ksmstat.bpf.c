@@ -14,8 +14,6 @@
 /* Full scans are seen by their own tracepoints, not at batches' ends. */
 const volatile bool has_tracepoints;
 const volatile bool with_stacks;
-/* What the extremes of what several CPUs write need; see hist.bpf.h. */
-const volatile bool has_exchange;
 
 extern const void ksm_scan __ksym __weak;
 extern const void vmemmap_base __ksym __weak;
@@ -61,13 +59,24 @@ struct {
 	__type(value, struct ksm_events);
 } processes SEC(".maps");
 
+/* ksmd alone records its own times. */
 static __always_inline void record(enum ksm_kind kind, __u64 ns)
 {
 	__u32 octave = hist_octave_of(ns), index = kind * HIST_OCTAVES + octave;
 	struct hist_octave *o = bpf_map_lookup_elem(&hists, &index);
 
 	if (o)
-		hist_record_shared(o, octave, ns, 1, ns, has_exchange);
+		hist_record(o, octave, ns, 1, ns);
+}
+
+/* Everybody writes. Of two extremes at one moment either may stay, within what the slots say. */
+static __always_inline void record_cow(__u64 ns)
+{
+	__u32 octave = hist_octave_of(ns), index = KSM_COW * HIST_OCTAVES + octave;
+	struct hist_octave *o = bpf_map_lookup_elem(&hists, &index);
+
+	if (o)
+		hist_record_shared(o, octave, ns, 1, ns, false);
 }
 
 /*
@@ -461,7 +470,7 @@ static __always_inline void write_fault_ends(void *ctx, __u32 result)
 	if (result & VM_FAULT_NOT_DONE)
 		return;
 	__sync_fetch_and_add(&cow_breaks, 1);
-	record(KSM_COW, ns);
+	record_cow(ns);
 	if (owner(mm, &process))
 		events = events_of(&process, mm);
 	if (!events) {

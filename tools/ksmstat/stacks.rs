@@ -88,13 +88,13 @@ impl Stacks {
     }
 }
 
-/// The function that copies the page. We come after it, in its place.
+/// The function that copies the page. It has returned to us, and is in the stack on some kernels only.
 const COPIER: &str = "do_wp_page";
 const OURS: [&str; 2] = ["bpf_trampoline", "bpf_prog"];
 
 fn fold(comm: &str, user: Vec<String>, kernel: Vec<String>) -> String {
     let user = if user.is_empty() { vec!["[no_stack]".to_owned()] } else { user };
-    let ours = |name: &String| OURS.iter().any(|prefix| name.starts_with(prefix));
+    let ours = |name: &String| name == COPIER || OURS.iter().any(|own| name.starts_with(own));
     let end = kernel.iter().position(ours).unwrap_or(kernel.len());
     let kernel = kernel.into_iter().take(end).chain([COPIER.to_owned()]);
     // As flame graphs know the kernel's functions.

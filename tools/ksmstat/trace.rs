@@ -346,8 +346,6 @@ fn set_up(
     wanted: Wanted,
     found: [bool; TRACEPOINTS.len()],
 ) -> Result<()> {
-    // Linux 5.12 is the first to exchange (bpf/hist.bpf.h); 5.13 has task storage, which can be asked for.
-    let has_exchange = !host::lacks_task_storage();
     // Linux 6.1 is the first to allow allocation there: see kvmexits.
     let preallocated = matches!(MapType::UserRingBuf.is_supported(), Ok(false));
     let most = if preallocated { MAX_PREALLOCATED } else { MAX_PROCESSES };
@@ -366,7 +364,6 @@ fn set_up(
     }
     let knobs = open.maps.rodata_data.as_deref_mut().context("failed to map the knobs")?;
     knobs.has_tracepoints = found[2] && found[3];
-    knobs.has_exchange = has_exchange;
     knobs.with_stacks = wanted.stacks;
     open.maps.bss_data.as_deref_mut().context("failed to map the program's variables")?.epoch =
         FIRST_EPOCH;
