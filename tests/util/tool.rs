@@ -81,6 +81,7 @@ impl Tool {
     }
 
     /// The next line on standard error, without its end; empty if there is none.
+    #[allow(clippy::unbuffered_bytes, reason = "what comes after it is for whoever waits")]
     pub fn complaint(&mut self) -> String {
         let stderr = self.child.0.stderr.as_mut().unwrap();
         let bytes = stderr.bytes().map_while(Result::ok).take_while(|&byte| byte != b'\n');

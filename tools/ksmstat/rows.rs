@@ -209,6 +209,7 @@ pub struct Intervals {
     first: Reading,
     earlier: Reading,
     unmerged: u64,
+    unseen: u64,
     scan_ns: u64,
 }
 
@@ -216,7 +217,7 @@ impl Intervals {
     /// From this reading on.
     pub fn new(known: Known, page_bytes: u64, first: Reading) -> Self {
         let scan_ns = first.totals.scan_ns;
-        Self { known, page_bytes, earlier: first.clone(), first, unmerged: 0, scan_ns }
+        Self { known, page_bytes, earlier: first.clone(), first, unmerged: 0, unseen: 0, scan_ns }
     }
 
     /// The interval that ends with `now`.
@@ -236,6 +237,9 @@ impl Intervals {
         let merged_now = now.state.merged_pages() - self.first.state.merged_pages();
         let so_far = i64::try_from(totals.merged - self.first.totals.merged).unwrap_or(i64::MAX);
         let unmerged = u64::try_from(so_far - merged_now).unwrap_or(0).max(self.unmerged);
+        let cow_ksm_so_far = difference(now.cow_ksm, self.first.cow_ksm);
+        let seen_so_far = totals.cow_breaks - self.first.totals.cow_breaks;
+        let unseen = cow_ksm_so_far.map(|all| all.saturating_sub(seen_so_far).max(self.unseen));
         // Nor is a clock told twice that was a tick late.
         let scan_ns = totals.scan_ns.max(self.scan_ns);
 
@@ -248,7 +252,7 @@ impl Intervals {
             unmerged: known.merges.then(|| unmerged - self.unmerged),
             zero_merged: merges(|totals| totals.zero_merged),
             cow_breaks: cow_ksm.or(cow_seen),
-            cow_unseen: cow_seen.zip(cow_ksm).map(|(seen, all)| all.saturating_sub(seen)),
+            cow_unseen: unseen.filter(|_| known.cow).map(|unseen| unseen - self.unseen),
             ksmd_cpu_ns: difference(now.ksmd_cpu_ns, earlier.ksmd_cpu_ns),
             scan_ns: known.batches.then(|| scan_ns - self.scan_ns),
             batches: known.batches.then(|| totals.batches - before.batches),
@@ -261,6 +265,7 @@ impl Intervals {
             state: now.state.clone(),
         };
         (self.unmerged, self.scan_ns) = (unmerged, scan_ns);
+        self.unseen = unseen.unwrap_or(0);
         self.earlier = now;
         row
     }

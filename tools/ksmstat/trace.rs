@@ -132,10 +132,10 @@ impl<'obj> Tracer<'obj> {
         self.look()?;
         Ok(Reading {
             epoch,
-            // Before the counters: pages are merged first, and counted after.
+            // In this order: the kernel counts writes to merged pages before we do, and merges after.
+            cow_ksm: ksmd::cow_breaks()?,
             totals: self.totals()?,
             state: State::read()?,
-            cow_ksm: ksmd::cow_breaks()?,
             ksmd_cpu_ns: self.ksmd.and_then(ksmd::cpu_time_ns),
             elements: self.elements()?,
         })
