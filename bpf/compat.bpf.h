@@ -78,6 +78,16 @@ static __always_inline bool task_uninterruptible(struct task_struct *task)
 	return BPF_CORE_READ(old, state) & 2;
 }
 
+/* TASK_INTERRUPTIBLE is 1, as it has always been. */
+static __always_inline bool task_interruptible(struct task_struct *task)
+{
+	struct task_struct___pre_514 *old = (void *)task;
+
+	if (bpf_core_field_exists(task->__state))
+		return BPF_CORE_READ(task, __state) & 1;
+	return BPF_CORE_READ(old, state) & 1;
+}
+
 /*
  * For how long the tasks of @cfs_rq have not been allowed to run, by their own group's quota or one
  * above; counted when that is over (tg_unthrottle_up() in kernel/sched/fair.c). Linux 6.6
@@ -169,6 +179,74 @@ static __always_inline u32 vcpu_exit_reason(struct kvm_vcpu *vcpu, u32 isa)
 	if (bpf_core_type_exists(struct vcpu_svm) && !bpf_core_type_exists(struct vcpu_vmx))
 		return 0;
 	return BPF_CORE_READ(old, exit_reason.full);
+}
+
+/*
+ * True if madvise(2) or prctl(2) has asked for @mm's pages to be merged: MMF_VM_MERGEABLE is bit
+ * 16, as it has always been. Linux 6.18 made the flags a bitmap (mm_flags_test()).
+ */
+struct mm_struct___pre_618 {
+	unsigned long flags;
+} __attribute__((preserve_access_index));
+
+static __always_inline bool mm_mergeable(struct mm_struct *mm)
+{
+	struct mm_struct___pre_618 *old = (void *)mm;
+	unsigned long flags;
+
+	if (bpf_core_field_exists(old->flags))
+		flags = BPF_CORE_READ(old, flags);
+	else
+		flags = BPF_CORE_READ(mm, flags.__mm_flags[0]);
+	return flags & 1UL << 16;
+}
+
+/*
+ * How many of its pages KSM has replaced by the kernel's page of zeroes. Counted since Linux 6.6
+ * (6080d19f0704, "ksm: add ksm zero pages for each process"); atomic since 6.11.
+ */
+struct mm_struct___pre_611 {
+	unsigned long ksm_zero_pages;
+} __attribute__((preserve_access_index));
+
+static __always_inline u64 mm_zero_pages(struct mm_struct *mm)
+{
+	struct mm_struct___pre_611 *old = (void *)mm;
+
+	if (bpf_core_field_exists(old->ksm_zero_pages))
+		return BPF_CORE_READ(old, ksm_zero_pages);
+	if (bpf_core_field_exists(mm->ksm_zero_pages))
+		return BPF_CORE_READ(mm, ksm_zero_pages.counter);
+	return 0;
+}
+
+/*
+ * The size of what KSM keeps for each page that it has looked at: struct rmap_item, which Linux 6.1
+ * (21fbd59136e0, "ksm: add the ksm prefix to the names of the ksm private structures") renamed.
+ */
+struct rmap_item {
+	unsigned long address;
+} __attribute__((preserve_access_index));
+
+static __always_inline u64 rmap_item_bytes(void)
+{
+	if (bpf_core_type_exists(struct ksm_rmap_item))
+		return bpf_core_type_size(struct ksm_rmap_item);
+	return bpf_core_type_size(struct rmap_item);
+}
+
+/* True if @page is within a larger one, but not its first. Linux 7.0 renamed the field. */
+struct page___since_70 {
+	unsigned long compound_info;
+} __attribute__((preserve_access_index));
+
+static __always_inline bool page_tail(struct page *page)
+{
+	struct page___since_70 *new = (void *)page;
+
+	if (bpf_core_field_exists(page->compound_head))
+		return BPF_CORE_READ(page, compound_head) & 1;
+	return BPF_CORE_READ(new, compound_info) & 1;
 }
 
 #endif /* __COMPAT_BPF_H */

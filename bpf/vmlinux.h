@@ -167,6 +167,32 @@ struct kvm_run {
 	};
 };
 
+struct mm_struct;
+
+struct ksm_merge_with_ksm_page_record {
+	u64 common;
+	u64 ksm_page;
+	u64 pfn;
+	u64 rmap_item;
+	struct mm_struct *mm;
+	int err;
+};
+
+struct ksm_merge_one_page_record {
+	u64 common;
+	u64 pfn;
+	u64 rmap_item;
+	struct mm_struct *mm;
+	int err;
+};
+
+struct ksm_advisor_record {
+	u64 common;
+	s64 scan_time;
+	u64 pages_to_scan;
+	u32 cpu_percent;
+};
+
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 
 struct kernfs_node {
@@ -252,8 +278,53 @@ struct task_struct {
 	struct task_struct *group_leader;
 	struct pid *thread_pid;
 	unsigned long nvcsw;
+	unsigned long nivcsw;
+	struct mm_struct *mm;
 	char comm[16];
 	struct css_set *cgroups;
+};
+
+typedef struct {
+	unsigned long __mm_flags[1];
+} mm_flags_t;
+
+typedef struct {
+	s64 counter;
+} atomic_long_t;
+
+struct mm_struct {
+	mm_flags_t flags;
+	struct task_struct *owner;
+	unsigned long ksm_merging_pages;
+	unsigned long ksm_rmap_items;
+	atomic_long_t ksm_zero_pages;
+};
+
+struct vm_area_struct {
+	struct mm_struct *vm_mm;
+};
+
+typedef struct {
+	unsigned long pte;
+} pte_t;
+
+struct vm_fault {
+	struct vm_area_struct *vma;
+	pte_t orig_pte;
+};
+
+struct page {
+	void *mapping;
+	unsigned long compound_head;
+};
+
+/* mm/ksm.c */
+struct ksm_scan {
+	unsigned long seqnr;
+};
+
+struct ksm_rmap_item {
+	unsigned long address;
 };
 
 struct preempt_notifier {

@@ -15,9 +15,9 @@ use crate::output::HdrLog;
 use crate::session::{EXIT_LOST, usage};
 use crate::vms::{self, Vm};
 
-/// What every tool is told about when and how to print.
+/// What every tool is told about when and how to print; `Csv` is what its CSV rows may be.
 #[derive(clap::Args, Clone, Debug)]
-pub struct OutputArgs {
+pub struct OutputArgs<Csv: ValueEnum + Clone + Send + Sync + 'static = CsvKind> {
     /// Seconds between outputs; without it, print once at the end
     #[arg(value_name = "INTERVAL", value_parser = parse_seconds)]
     pub interval: Option<Duration>,
@@ -43,7 +43,7 @@ pub struct OutputArgs {
         default_missing_value = "summary",
         conflicts_with = "json"
     )]
-    pub csv: Option<CsvKind>,
+    pub csv: Option<Csv>,
 
     /// JSON: one object a line
     #[arg(long)]
@@ -62,7 +62,7 @@ pub struct OutputArgs {
     pub verbose: bool,
 }
 
-impl OutputArgs {
+impl<Csv: ValueEnum + Clone + Send + Sync + 'static> OutputArgs<Csv> {
     /// The exit status after `lost` events: [`EXIT_LOST`] if any are and that is asked for.
     pub fn exit_code(&self, lost: u64) -> ExitCode {
         match self.strict && lost > 0 {
@@ -189,7 +189,8 @@ impl TaskFilter {
     }
 }
 
-fn parse_id(text: &str) -> Result<i32, String> {
+/// The ID of a process or thread.
+pub fn parse_id(text: &str) -> Result<i32, String> {
     text.parse()
         .ok()
         .filter(|id| *id > 0)

@@ -12,6 +12,7 @@ pub mod output;
 pub mod progs;
 pub mod session;
 pub mod time;
+pub mod tracepoints;
 pub mod vms;
 
 /// Includes what the build script has generated from `bpf/STEM.bpf.c`, as module `skel`. Nobody wrote that code: our

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use clap::ValueEnum;
 pub use hdrhistogram::serialization::V2DeflateSerializer as HdrSerializer;
 use hdrhistogram::serialization::interval_log::{IntervalLogWriter, IntervalLogWriterBuilder, Tag};
 use jiff::Timestamp;
@@ -27,17 +28,17 @@ pub type Field = (&'static str, Value);
 
 /// How rows are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Format {
+pub enum Format<Csv = CsvKind> {
     /// For people.
     Text,
     /// A header, then one line a row.
-    Csv(CsvKind),
+    Csv(Csv),
     /// One object a row.
     Json,
 }
 
-impl From<&OutputArgs> for Format {
-    fn from(args: &OutputArgs) -> Self {
+impl<Csv: ValueEnum + Copy + Send + Sync + 'static> From<&OutputArgs<Csv>> for Format<Csv> {
+    fn from(args: &OutputArgs<Csv>) -> Self {
         match args.csv {
             Some(kind) => Self::Csv(kind),
             None if args.json => Self::Json,
@@ -181,6 +182,23 @@ pub fn short_count(count: f64, width: usize) -> String {
     format!("{count:.0e}")
 }
 
+/// A number of bytes in at most five characters, and a minus if there are less than none: `4096`, `1.5M`, `-12K`.
+pub fn short_bytes(bytes: i64) -> String {
+    let sign = if bytes < 0 { "-" } else { "" };
+    let mut scaled = bytes.unsigned_abs() as f64;
+    if scaled < 9_999.5 {
+        return format!("{bytes}");
+    }
+    for unit in ["K", "M", "G", "T", "P"] {
+        scaled /= 1_024.0;
+        if scaled < 999.5 {
+            let decimals = usize::from(scaled < 9.95);
+            return format!("{sign}{scaled:.decimals$}{unit}");
+        }
+    }
+    format!("{sign}{:.0}E", scaled / 1_024.0)
+}
+
 /// Text without control characters: names of others must not steer the terminal of whoever looks.
 pub fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
@@ -312,6 +330,22 @@ mod tests {
             (7e12, 5, "7.0T"),
         ] {
             assert_eq!(short_count(count, width), text, "{count} in {width}");
+        }
+    }
+
+    #[test]
+    fn bytes_are_short() {
+        for (bytes, text) in [
+            (0, "0"),
+            (-64, "-64"),
+            (9_999, "9999"),
+            (12_288, "12K"),
+            (-12_288, "-12K"),
+            (1_048_576, "1.0M"),
+            (1_023 << 20, "1.0G"),
+            (i64::MAX, "8E"),
+        ] {
+            assert_eq!(short_bytes(bytes), text, "{bytes}");
         }
     }
 

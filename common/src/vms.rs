@@ -146,6 +146,12 @@ impl Names {
         })
     }
 
+    /// The same, of a process that may run no VM: `None` then.
+    pub fn vm(&mut self, pid: i32, start_boottime_ns: u64, comm: &str) -> Option<&str> {
+        let known = self.names.contains_key(&(pid, start_boottime_ns));
+        (known || runs_vm(pid)).then(|| self.name(pid, start_boottime_ns, comm))
+    }
+
     /// Forgets who has not been asked for since the last interval's end.
     pub fn end_interval(&mut self) {
         let asked = mem::take(&mut self.asked);

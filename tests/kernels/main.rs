@@ -7,6 +7,7 @@
 #[path = "../util/mod.rs"]
 mod util;
 
+mod ksmstat;
 mod kvmexits;
 mod loadgen;
 mod readme;

@@ -2,6 +2,7 @@
 
 pub mod guests;
 pub mod ksm;
+pub mod mergeable;
 pub mod perf;
 pub mod threads;
 pub mod tool;

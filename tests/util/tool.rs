@@ -80,6 +80,14 @@ impl Tool {
         self.lines.recv().unwrap_or_default()
     }
 
+    /// The next line on standard error, without its end; empty if there is none.
+    #[allow(clippy::unbuffered_bytes, reason = "what comes after it is for whoever waits")]
+    pub fn complaint(&mut self) -> String {
+        let stderr = self.child.0.stderr.as_mut().unwrap();
+        let bytes = stderr.bytes().map_while(Result::ok).take_while(|&byte| byte != b'\n');
+        String::from_utf8(bytes.collect()).unwrap()
+    }
+
     /// Sends a signal and collects what is left.
     pub fn end(self, signal: i32) -> Ended {
         // SAFETY: a plain system call; the child has not been waited for, so the PID is its own.
