@@ -7,6 +7,7 @@
 #[path = "../util/mod.rs"]
 mod util;
 
+mod ksm_guests;
 mod ksmstat;
 mod kvmexits;
 mod loadgen;
