@@ -62,9 +62,11 @@ impl Ksm {
     pub fn scan(&self, times: u64) {
         let full_scans = || self.read("full_scans").expect("full_scans");
         let (deadline, before) = (Instant::now() + PATIENCE, full_scans());
+        // It may have been stopped halfway: that scan does not count. 0: nothing has been scanned since `run` was 2
+        // (unmerge_and_remove_all_rmap_items).
+        let wanted = if before == 0 { times } else { before + 1 + times };
         self.set("run", 1);
-        // It may have been stopped halfway: that scan does not count.
-        while full_scans() <= before + times {
+        while full_scans() < wanted {
             assert!(Instant::now() < deadline, "ksmd does not scan");
             thread::sleep(Duration::from_millis(5));
         }
