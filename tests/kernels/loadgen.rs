@@ -85,7 +85,7 @@ fn expected(of: &Value) -> [u64; 2] {
 #[test]
 fn ksm_merges_what_the_truth_says() {
     let _alone = alone();
-    let ksm = Ksm::take();
+    let ksm = Ksm::take_alone();
     let dir = TempDir::new("merged");
     let truth = dir.join("truth.json");
     // The last one leaves one zero page of 293 * 3 + 1 alone.
@@ -121,7 +121,7 @@ fn ksm_merges_what_the_truth_says() {
 #[test]
 fn rewritten_pages_are_copied_once() {
     let _alone = alone();
-    let ksm = Ksm::take();
+    let ksm = Ksm::take_alone();
     let dir = TempDir::new("rewritten");
     let truth = dir.join("truth.json");
     let mut guests = with_memory("memory=4036K,duplicate=50,zero=20,rewrite=50/signal", &truth);
