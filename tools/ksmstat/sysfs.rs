@@ -204,7 +204,8 @@ impl State {
         self.advisor_mode.as_deref()
     }
 
-    fn set(&mut self, counter: Counter, text: &str) -> Result<()> {
+    /// Sets it to what its file says.
+    pub fn set(&mut self, counter: Counter, text: &str) -> Result<()> {
         match counter.facts().unit {
             Unit::Word => {
                 let chosen = text.split_once('[').and_then(|(_, rest)| rest.split_once(']'));

@@ -381,14 +381,20 @@ fn refuses_probes() -> Result<Option<String>> {
     );
     let skel = match open.load() {
         Ok(skel) => skel,
-        Err(err) => return Ok(Some(err.to_string())),
+        Err(err) => return Ok(Some(reason(&err))),
     };
     if let Err(err) = skel.progs.do_wp_page_ends.attach() {
-        return Ok(Some(err.to_string()));
+        return Ok(Some(reason(&err)));
     }
     skel.progs.look.test_run(ProgramInput::default()).context("failed to run a program")?;
     let bss = skel.maps.bss_data.as_deref().context("failed to map the program's variables")?;
     Ok((!bss.knows_pages).then(|| "`vmemmap_base` is not in /proc/kallsyms".to_owned()))
+}
+
+/// The system's words, without its number.
+fn reason(err: &libbpf_rs::Error) -> String {
+    let text = err.to_string();
+    text.split(" (os error").next().unwrap_or_default().to_owned()
 }
 
 fn process_id(process: &types::ksm_process) -> ProcessId {
