@@ -61,7 +61,7 @@ fn pause() {
 #[test]
 fn rates_add_up_to_the_kernels_counters_and_to_what_was_done() {
     let _alone = alone();
-    let ksm = Ksm::take();
+    let ksm = Ksm::take_alone();
     let mut tool = Tool::start(KSMSTAT, &["--json", "0.3"]);
     // The first row is about nothing.
     assert!(!tool.line().is_empty());
@@ -108,7 +108,7 @@ fn count(rows: &[Value], kind: &str) -> i64 {
 #[test]
 fn scans_are_so_many_and_take_so_long() {
     let _alone = alone();
-    let ksm = Ksm::take();
+    let ksm = Ksm::take_alone();
     // 1,009 pages: nine batches of 101, and one that finds the end. The first one sees nothing merge.
     let _memory = Mergeable::start(&pages(0, 1_009, 1_000));
     ksm.set("pages_to_scan", 101);
@@ -142,7 +142,7 @@ fn scans_are_so_many_and_take_so_long() {
 #[test]
 fn profit_is_the_kernels() {
     let _alone = alone();
-    let ksm = Ksm::take();
+    let ksm = Ksm::take_alone();
     let _memory = Mergeable::start(&pages(101, 23, 1_000));
     ksm.scan(3);
     let rows = rows(&Tool::start(KSMSTAT, &["--json", "0.2", "2"]).wait());
@@ -161,7 +161,7 @@ fn profit_is_the_kernels() {
 #[test]
 fn processes_have_their_own_and_keep_it_when_they_end() {
     let _alone = alone();
-    let ksm = Ksm::take();
+    let ksm = Ksm::take_alone();
     // Before there is a row, there is no first line.
     let _another = Mergeable::start(&[7]);
     let tool = Tool::start(KSMSTAT, &["--by", "process", "--json", "0.3"]);
@@ -209,7 +209,7 @@ fn writes_to_merged_pages_are_their_processes() {
         return;
     }
     let _alone = alone();
-    let ksm = Ksm::take();
+    let ksm = Ksm::take_alone();
     let mut first = Mergeable::start(&pages(101, 23, 1_000));
     let mut second = Mergeable::start(&pages(53, 7, 2_000));
     ksm.scan(3);
