@@ -14,6 +14,8 @@
 /* Full scans are seen by their own tracepoints, not at batches' ends. */
 const volatile bool has_tracepoints;
 const volatile bool with_stacks;
+/* Whether somebody asks whose memory it is. */
+const volatile bool by_process;
 
 extern const void ksm_scan __ksym __weak;
 extern const void vmemmap_base __ksym __weak;
@@ -125,7 +127,7 @@ static __always_inline void count_merge(struct mm_struct *mm, enum merge what)
 			     : what == ZERO ? &zero_merged
 					    : &merge_failed,
 			     1);
-	if (!bpf_core_field_exists(mm->owner))
+	if (!by_process || !bpf_core_field_exists(mm->owner))
 		return;
 	if (owner(mm, &process))
 		events = events_of(&process, mm);
@@ -242,6 +244,7 @@ static __always_inline void ksmd_stops(void)
 	__u64 clock = BPF_CORE_READ(ksmd, se.cfs_rq, rq, clock);
 	/* It may be pushed off when it is about to sleep, and will do so when it runs again. */
 	bool sleeps = task_interruptible(ksmd) && nvcsw != seen_nvcsw;
+	__u64 batch_ns;
 
 	if (seen_switches && switches != seen_switches + 1) {
 		lost_switches += switches - seen_switches - 1;
@@ -253,8 +256,10 @@ static __always_inline void ksmd_stops(void)
 	}
 	if (sleeps) {
 		if (knows_batch) {
-			record(KSM_BATCH, clock - batch_since_ns);
-			scan_ns += clock - batch_since_ns;
+			/* It may have begun on another CPU, whose clock is another. */
+			batch_ns = clock > batch_since_ns ? clock - batch_since_ns : 0;
+			record(KSM_BATCH, batch_ns);
+			scan_ns += batch_ns;
 			batches++;
 		}
 		batch_ends_for_full_scan(clock);
@@ -428,8 +433,8 @@ static __always_inline void write_fault_begins(struct vm_fault *vmf)
 /* include/linux/mm_types.h: VM_FAULT_ERROR, and VM_FAULT_RETRY: nothing was copied. */
 #define VM_FAULT_NOT_DONE (0x1 | 0x2 | 0x10 | 0x20 | 0x40 | 0x400 | 0x800)
 
-static __always_inline void count_place(void *ctx, struct ksm_process *process, __u64 ns,
-					struct ksm_events *events)
+static __always_inline void count_place(void *ctx, struct ksm_process *process,
+					struct mm_struct *mm, __u64 ns)
 {
 	struct cow_key key = {
 		.process = *process,
@@ -440,7 +445,7 @@ static __always_inline void count_place(void *ctx, struct ksm_process *process, 
 
 	place = bpf_map_lookup_elem(&places, &key);
 	if (!place) {
-		__builtin_memcpy(none.comm, events->comm, sizeof(none.comm));
+		BPF_CORE_READ_STR_INTO(&none.comm, mm, owner, group_leader, comm);
 		bpf_map_update_elem(&places, &key, &none, BPF_NOEXIST);
 		place = bpf_map_lookup_elem(&places, &key);
 	}
@@ -456,7 +461,7 @@ static __always_inline void write_fault_ends(void *ctx, __u32 result)
 {
 	__u32 tid = bpf_get_current_pid_tgid();
 	struct ksm_process process = {};
-	struct ksm_events *events = NULL;
+	struct ksm_events *events;
 	struct cow_start *start;
 	struct mm_struct *mm;
 	__u64 ns;
@@ -471,16 +476,23 @@ static __always_inline void write_fault_ends(void *ctx, __u32 result)
 		return;
 	__sync_fetch_and_add(&cow_breaks, 1);
 	record_cow(ns);
-	if (owner(mm, &process))
-		events = events_of(&process, mm);
+	if (!by_process && !with_stacks)
+		return;
+	if (!owner(mm, &process)) {
+		__sync_fetch_and_add(&lost_processes, 1);
+		return;
+	}
+	if (with_stacks)
+		count_place(ctx, &process, mm, ns);
+	if (!by_process)
+		return;
+	events = events_of(&process, mm);
 	if (!events) {
 		__sync_fetch_and_add(&lost_processes, 1);
 		return;
 	}
 	__sync_fetch_and_add(&events->cow_breaks, 1);
 	__sync_fetch_and_add(&events->cow_ns, ns);
-	if (with_stacks)
-		count_place(ctx, &process, ns, events);
 }
 
 SEC("fentry/do_wp_page")

@@ -44,6 +44,16 @@ fn bad_input_is_refused_in_one_sentence() {
     }
 }
 
+/// In a mount namespace of its own, the kernel's directory is hidden.
+#[test]
+fn a_kernel_without_ksm_is_told_in_one_sentence() {
+    for args in ["", "-S", "--json 1 1"] {
+        let script = format!("mount -t tmpfs none /sys/kernel/mm && exec {KSMSTAT} {args}");
+        let output = Command::new("unshare").args(["-m", "sh", "-c", &script]).output().unwrap();
+        tool::assert_refused("ksmstat", &output, 3, "boot a kernel with CONFIG_KSM=y");
+    }
+}
+
 #[test]
 fn the_state_is_every_file_of_the_kernels() {
     let output = run(&["-S"]);

@@ -187,6 +187,8 @@ fn run(args: Args) -> Result<ExitCode> {
     let mut lost = 0;
     loop {
         let more = ticker.wait(&stop);
+        // Before it is read what there is: the last row is about all of it.
+        let ended = filter.ended();
         let (interval, reading) = tracer.read()?;
         let row = intervals.row(reading);
         if let Some(hdr) = &mut hdr {
@@ -221,7 +223,7 @@ fn run(args: Args) -> Result<ExitCode> {
         if !more {
             break;
         }
-        if let Some(sentence) = filter.ended() {
+        if let Some(sentence) = ended {
             session::complain("ksmstat", &sentence);
             break;
         }

@@ -365,6 +365,7 @@ fn set_up(
     let knobs = open.maps.rodata_data.as_deref_mut().context("failed to map the knobs")?;
     knobs.has_tracepoints = found[2] && found[3];
     knobs.with_stacks = wanted.stacks;
+    knobs.by_process = wanted.processes;
     open.maps.bss_data.as_deref_mut().context("failed to map the program's variables")?.epoch =
         FIRST_EPOCH;
     Ok(())
