@@ -25,11 +25,10 @@ mod tool;
 
 use std::fs;
 use std::process::ExitCode;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use common::session::complain;
+use common::session::{Stop, complain};
 
 use ksm::Ksm;
 use mergeable::Mergeable;
@@ -43,11 +42,13 @@ const OURS: &str = env!("CARGO_BIN_EXE_ksmstat");
 const PAGES: u64 = 250_007;
 const SCANS: u64 = 4;
 const ROUNDS: usize = 5;
-/// The kernel's own default.
-const PAGES_TO_SCAN: u64 = 100;
+/// Between the advisor's least and most; 500 batches a million.
+const PAGES_TO_SCAN: u64 = 2_000;
 const SLEEP_MS: u64 = 1;
 /// Of which all become one KSM page for each 256.
 const ALIKE: usize = 100_003;
+/// How often it is looked whether a scan has ended.
+const LOOK: Duration = Duration::from_millis(1);
 /// No round takes longer.
 const DEADLINE: Duration = Duration::from_secs(120);
 
@@ -74,6 +75,8 @@ type Figures = [Samples; 2];
 /// False if scanning gets slower than it may.
 fn run() -> Result<bool> {
     stats::check_off()?;
+    // KSM's settings are put back, whatever happens.
+    let stop = Stop::install()?;
     let ksmd = ksmd()?;
     let tools =
         USES.iter().map(|(_, args)| Tool::new(OURS, args)).collect::<Result<Vec<Tool>>>()?;
@@ -83,13 +86,15 @@ fn run() -> Result<bool> {
         let _memory = Mergeable::start(&(0..PAGES).map(|page| 1 + page).collect::<Vec<_>>());
         rounds(&tools, &mut scans, |ksm| {
             // The first one makes the books.
-            until_scanned(ksm, 1)?;
-            per_page(ksmd, SCANS * PAGES, || until_scanned(ksm, SCANS))
+            until_scanned(ksm, &stop, 1)?;
+            per_page(ksmd, SCANS * PAGES, || until_scanned(ksm, &stop, SCANS))
         })?;
     }
     {
         let _memory = Mergeable::start(&[23; ALIKE]);
-        rounds(&tools, &mut merges, |ksm| per_page(ksmd, ALIKE as u64, || until_scanned(ksm, 2)))?;
+        rounds(&tools, &mut merges, |ksm| {
+            per_page(ksmd, ALIKE as u64, || until_scanned(ksm, &stop, 2))
+        })?;
     }
     let heads: Vec<&str> = ["without"].into_iter().chain(["ksmstat", "process"]).collect();
     columns::print_head("ksmd, ns a page", &heads);
@@ -135,13 +140,13 @@ fn per_page(ksmd: u32, pages: u64, work: impl FnOnce() -> Result<()>) -> Result<
     Ok([cpu_ns, start.elapsed().as_nanos() as f64].map(|ns| ns / pages as f64))
 }
 
-fn until_scanned(ksm: &Ksm, times: u64) -> Result<()> {
+fn until_scanned(ksm: &Ksm, stop: &Stop, times: u64) -> Result<()> {
     let full_scans = || ksm.read("full_scans").context("failed to read `full_scans`");
     let (start, before) = (Instant::now(), full_scans()?);
     ksm.set("run", 1);
     while full_scans()? < before + times {
         ensure!(start.elapsed() < DEADLINE, "ksmd does not scan");
-        thread::sleep(Duration::from_millis(1));
+        ensure!(!stop.wait_until(Some(Instant::now() + LOOK)), "stopped");
     }
     ksm.set("run", 0);
     Ok(())
