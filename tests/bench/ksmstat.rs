@@ -41,7 +41,7 @@ const OURS: &str = env!("CARGO_BIN_EXE_ksmstat");
 /// Scanned four times: a million.
 const PAGES: u64 = 250_007;
 const SCANS: u64 = 4;
-const ROUNDS: usize = 5;
+const ROUNDS: usize = 3;
 /// Between the advisor's least and most; 500 batches a million.
 const PAGES_TO_SCAN: u64 = 2_000;
 const SLEEP_MS: u64 = 1;

@@ -322,6 +322,9 @@ fn notes(known: &Known, state: &State, rows: Rows) -> Vec<String> {
     if rows == Rows::Host && !known.full_scans {
         notes.push("not known on this kernel: how long full scans take (since Linux 6.3)");
     }
+    if rows == Rows::Host && !known.cow_ksm && !known.cow {
+        notes.push("not known on this kernel: COW breaks (since Linux 5.18, or with --cow)");
+    }
     if rows != Rows::Host && !known.merging_pages {
         notes.push("not known on this kernel: processes' merged pages (since Linux 6.1)");
     }
@@ -564,6 +567,7 @@ mod tests {
         not known on this kernel: pages scanned (since Linux 6.6)
         not known here: ksmd's time, as its thread is not to be seen
         not known on this kernel: how long full scans take (since Linux 6.3)
+        not known on this kernel: COW breaks (since Linux 5.18, or with --cow)
         ");
         let report = Report::new(Format::Text, Rows::Processes, 20);
         let refused = Some("Operation not permitted".to_owned());

@@ -25,6 +25,8 @@ pub struct Known {
     pub owners: bool,
     /// What KSM's bookkeeping takes for each page.
     pub item_bytes: u64,
+    /// Writes to merged pages of the whole host, by the kernel's own count.
+    pub cow_ksm: bool,
     /// Writes to merged pages, by process.
     pub cow: bool,
     /// Why not, if that was asked for.

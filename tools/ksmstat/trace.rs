@@ -257,6 +257,7 @@ impl<'obj> Tracer<'obj> {
             zero_pages: bss.knows_zero_pages,
             owners: bss.knows_owners,
             item_bytes: bss.item_bytes,
+            cow_ksm: ksmd::cow_breaks()?.is_some(),
             cow: wanted.cow,
             cow_refused: refused,
         })
