@@ -31,6 +31,8 @@ bool knows_pages;
 /* All that counts only grows. */
 __u64 merged;
 __u64 merge_failed;
+/* Those that failed, by errno; others than the kernel knows are under 0. */
+__u64 merge_errors[MERGE_ERRORS];
 __u64 zero_merged;
 __u64 batches;
 __u64 scan_ns;
@@ -118,6 +120,13 @@ static __noinline struct ksm_events *events_of(struct ksm_process *process, stru
 
 enum merge { MERGED, FAILED, ZERO };
 
+static __always_inline void count_error(__s32 err)
+{
+	__u32 error = -err;
+
+	__sync_fetch_and_add(&merge_errors[error < MERGE_ERRORS ? error : 0], 1);
+}
+
 static __always_inline void count_merge(struct mm_struct *mm, enum merge what)
 {
 	struct ksm_process process = {};
@@ -145,6 +154,8 @@ static __always_inline void count_merge(struct mm_struct *mm, enum merge what)
 SEC("tp/ksm/ksm_merge_with_ksm_page")
 int ksm_merge_with_ksm_page(struct ksm_merge_with_ksm_page_record *ctx)
 {
+	if (ctx->err)
+		count_error(ctx->err);
 	count_merge(ctx->mm, ctx->err ? FAILED : MERGED);
 	return FOR_PERF_TOO;
 }
@@ -153,6 +164,8 @@ int ksm_merge_with_ksm_page(struct ksm_merge_with_ksm_page_record *ctx)
 SEC("tp/ksm/ksm_merge_one_page")
 int ksm_merge_one_page(struct ksm_merge_one_page_record *ctx)
 {
+	if (ctx->err)
+		count_error(ctx->err);
 	count_merge(ctx->mm, ctx->err ? FAILED : ZERO);
 	return FOR_PERF_TOO;
 }

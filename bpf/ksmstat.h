@@ -6,6 +6,8 @@
 #include "hist.bpf.h"
 
 #define TASK_COMM_LEN 16
+/* include/uapi/asm-generic/errno.h ends with EHWPOISON, 133. */
+#define MERGE_ERRORS 134
 
 /* What takes time. */
 enum ksm_kind {

@@ -1,0 +1,531 @@
+//! Every cause, alone and with others, out of facts alone: what is named, in which order, and how it is told.
+
+use std::time::Duration;
+
+use super::causes::{Cause, causes};
+use super::facts::{Attempts, Facts, Host, Memory, Merges, Process, Refusal, Share, Watched};
+use super::report;
+use crate::sysfs::{Counter, State};
+
+const MIB: u64 = 1_024 * 1_024;
+
+/// Settings of a KSM that runs, and two scans within a second.
+const RUNS: [(Counter, i64); 8] = [
+    (Counter::Run, 1),
+    (Counter::PagesToScan, 100),
+    (Counter::SleepMillisecs, 20),
+    (Counter::FullScans, 12),
+    (Counter::PagesScanned, 9_000),
+    (Counter::MaxPageSharing, 256),
+    (Counter::MergeAcrossNodes, 1),
+    (Counter::GeneralProfit, 0),
+];
+
+fn watched(counters: &[(Counter, i64)]) -> Watched {
+    let first = [(Counter::FullScans, 10), (Counter::PagesScanned, 4_000)];
+    Watched {
+        first: State::of(&first),
+        last: State::of(&[RUNS.as_slice(), counters].concat()),
+        length: Duration::from_secs(1),
+        merges: Merges::Seen(Attempts::default()),
+        ..Watched::default()
+    }
+}
+
+fn share(used_mib: u64, name: &str) -> Share {
+    let bytes = used_mib * MIB;
+    Share {
+        mappings: 1,
+        mapped_bytes: bytes,
+        used_bytes: bytes,
+        largest_bytes: bytes,
+        largest_name: name.to_owned(),
+    }
+}
+
+fn mergeable(mib: u64) -> Memory {
+    Memory { mergeable: share(mib, ""), ..Memory::default() }
+}
+
+/// Facts of the host, where a process has so much mergeable memory.
+fn host(mib: u64, counters: &[(Counter, i64)]) -> Facts {
+    let host = Host { processes: 101, mergeable_processes: 1, memory: mergeable(mib) };
+    Facts { page_bytes: 4_096, ksm: Some(watched(counters)), host: Some(host), ..Facts::default() }
+}
+
+/// Facts of a process.
+fn process(memory: Memory, scanned: u64, merged: u64, counters: &[(Counter, i64)]) -> Facts {
+    let process = Process {
+        pid: 4_711,
+        name: "web".to_owned(),
+        memory,
+        scanned_pages: Some(scanned),
+        merged_pages: Some(merged),
+        zero_pages: Some(0),
+        merge_any: Some(false),
+    };
+    Facts {
+        page_bytes: 4_096,
+        ksm: Some(watched(counters)),
+        process: Some(process),
+        ..Facts::default()
+    }
+}
+
+fn ids(facts: &Facts) -> Vec<&'static str> {
+    let causes = causes(facts);
+    causes.iter().map(|cause| super::sentences::told(cause, facts).id).collect()
+}
+
+fn text(facts: &Facts) -> String {
+    let mut out = Vec::new();
+    report::write_text(&mut out, facts).unwrap();
+    let text = String::from_utf8(out).unwrap();
+    assert!(text.lines().all(|line| line.len() <= 80), "{text}");
+    text
+}
+
+/// The lines after the first, which says what is merged.
+fn why(facts: &Facts) -> String {
+    text(facts).split_once('\n').unwrap().1.to_owned()
+}
+
+#[test]
+fn a_kernel_without_ksm() {
+    let facts = Facts { host: Some(Host::default()), ..Facts::default() };
+    assert_eq!(ids(&facts), ["not_compiled_in"]);
+    insta::assert_snapshot!(text(&facts), @r"
+    Nothing is merged on this host.
+    This kernel has no KSM: /sys/kernel/mm/ksm is not there; CONFIG_KSM=y makes it.
+    ");
+}
+
+#[test]
+fn ksm_is_stopped() {
+    let stopped = host(8, &[(Counter::Run, 0), (Counter::PagesVolatile, 2_048)]);
+    assert_eq!(ids(&stopped), ["stopped"]);
+    let unmerged = host(8, &[(Counter::Run, 2)]);
+    insta::assert_snapshot!(why(&stopped) + &why(&unmerged), @r"
+    KSM is stopped: run is 0; 1 starts it.
+    KSM is stopped and has un-merged all: run is 2; 1 starts it.
+    ");
+    // KSM_RUN_MERGE with KSM_RUN_OFFLINE, while memory goes offline.
+    assert_ne!(ids(&host(8, &[(Counter::Run, 5)])), ["stopped"]);
+    let idle = host(8, &[(Counter::PagesToScan, 0)]);
+    assert_eq!(ids(&idle), ["scans_nothing"]);
+    insta::assert_snapshot!(why(&idle), @r"
+    ksmd runs, but scans nothing: pages_to_scan is 0.
+    ");
+}
+
+#[test]
+fn nobody_has_mergeable_memory() {
+    let mut facts = host(0, &[]);
+    facts.host = Some(Host { processes: 101, ..Host::default() });
+    assert_eq!(ids(&facts), ["no_mergeable_memory"]);
+    insta::assert_snapshot!(text(&facts), @r"
+    Nothing is merged on this host.
+    No memory is mergeable: of 101 processes none has any that KSM takes and that it
+      asked to merge (`mg` in smaps).
+    ");
+    facts.ksm = Some(watched(&[(Counter::Run, 0)]));
+    assert_eq!(ids(&facts), ["stopped", "no_mergeable_memory"]);
+}
+
+#[test]
+fn a_process_has_not_asked() {
+    let memory = Memory { unasked: share(64, ""), ..Memory::default() };
+    let mut facts = process(memory.clone(), 0, 0, &[]);
+    assert_eq!(ids(&facts), ["not_asked"]);
+    insta::assert_snapshot!(text(&facts), @r"
+    Nothing of process 4711 (web) is merged.
+    It has not asked to merge 64.0 MiB of private memory (no `mg` in smaps,
+      ksm_merge_any: no): that takes madvise(MADV_MERGEABLE) or a prctl (systemd:
+      MemoryKSM=).
+    ");
+    // Linux 5.10 has no prctl, and says nothing of it.
+    facts.process.as_mut().unwrap().merge_any = None;
+    let ksm = facts.ksm.as_mut().unwrap();
+    ksm.last = State::of(&RUNS[..RUNS.len() - 1]);
+    insta::assert_snapshot!(why(&facts), @r"
+    It has not asked to merge 64.0 MiB of private memory (no `mg` in smaps): that
+      takes madvise(MADV_MERGEABLE).
+    ");
+
+    let partly = Memory { mergeable: share(8, ""), ..memory };
+    let facts = process(partly.clone(), 2_048, 2_048, &[(Counter::PagesSharing, 2_048)]);
+    assert_eq!(ids(&facts), ["not_asked"]);
+    insta::assert_snapshot!(text(&facts), @r"
+    2048 pages of process 4711 (web) are merged, 8.0 MiB of 8.0 MiB in mergeable
+      memory.
+    It has not asked to merge 64.0 MiB of private memory beside 8.0 MiB that it
+      asked for (no `mg` in smaps, ksm_merge_any: no): that takes
+      madvise(MADV_MERGEABLE) or a prctl (systemd: MemoryKSM=).
+    ");
+    let stopped = process(partly, 0, 0, &[(Counter::Run, 0)]);
+    assert_eq!(ids(&stopped), ["stopped", "not_asked"]);
+}
+
+#[test]
+fn what_ksm_refuses_is_named_by_size() {
+    let refused = [
+        (Refusal::Shared, share(64, "/memfd:ram (deleted)")),
+        (Refusal::Hugetlb, share(128, "")),
+        (Refusal::Device, share(1, "[vvar]")),
+        (Refusal::Droppable, share(32, "")),
+    ];
+    let mut memory =
+        Memory { unasked: share(2, "[heap]"), refused: refused.into(), ..Memory::default() };
+    let facts = process(memory.clone(), 0, 0, &[]);
+    assert_eq!(ids(&facts), ["refused", "not_asked"]);
+    insta::assert_snapshot!(why(&facts), @r"
+    KSM never takes huge pages of hugetlbfs (128.0 MiB in 1 mapping), nor shared
+      memory (64.0 MiB in 1 mapping, the largest /memfd:ram (deleted)), nor
+      droppable memory (32.0 MiB in 1 mapping), whoever asks.
+    It has not asked to merge 2.0 MiB of private memory (no `mg` in smaps,
+      ksm_merge_any: no): that takes madvise(MADV_MERGEABLE) or a prctl (systemd:
+      MemoryKSM=).
+    ");
+    // Where the guest's memory is mergeable, a little shared memory does not matter.
+    memory.mergeable = share(4_096, "");
+    let merged = 4_096 * 256;
+    let facts = process(memory, merged, merged, &[(Counter::PagesSharing, merged as i64)]);
+    assert_eq!(ids(&facts), [""; 0]);
+}
+
+#[test]
+fn mergeable_memory_without_pages() {
+    let mut memory = mergeable(64);
+    memory.mergeable.used_bytes = 0;
+    let facts = process(memory.clone(), 0, 0, &[]);
+    assert_eq!(ids(&facts), ["not_in_use"]);
+    insta::assert_snapshot!(why(&facts), @r"
+    Its mergeable memory, 64.0 MiB, has no page in use: nothing has been written
+      there.
+    ");
+    let mut facts = host(64, &[]);
+    facts.host.as_mut().unwrap().memory = memory;
+    assert_eq!(ids(&facts), ["not_in_use"]);
+}
+
+#[test]
+fn not_scanned_yet() {
+    let facts = process(mergeable(8), 0, 0, &[]);
+    assert_eq!(ids(&facts), ["not_scanned"]);
+    insta::assert_snapshot!(why(&facts), @r"
+    2048 of its 2048 mergeable pages have not been scanned yet, and the second scan
+      is the first that merges: a full scan takes 0.4 s at 5000 pages a second.
+    ");
+    // Once is not enough.
+    let once = [(Counter::PagesVolatile, 1_024), (Counter::FullScans, 1)];
+    let facts = process(mergeable(8), 1_024, 0, &once);
+    assert_eq!(ids(&facts), ["not_scanned"]);
+    insta::assert_snapshot!(why(&facts), @r"
+    2048 of its 2048 mergeable pages have not been scanned twice yet, and the second
+      scan is the first that merges: a full scan takes 0.4 s at 5000 pages a second.
+    ");
+    let facts = host(8, &[(Counter::PagesVolatile, 2_048), (Counter::FullScans, 1)]);
+    assert_eq!(ids(&facts), ["not_scanned"]);
+}
+
+#[test]
+fn the_rate_is_the_settings_where_it_is_not_measured() {
+    let mut facts = process(mergeable(8), 0, 0, &[]);
+    let process = facts.process.as_mut().unwrap();
+    (process.scanned_pages, process.merged_pages) = (None, None);
+    let settings = [(Counter::Run, 1), (Counter::PagesToScan, 100), (Counter::SleepMillisecs, 20)];
+    facts.ksm.as_mut().unwrap().last = State::of(&settings);
+    assert_eq!(ids(&facts), ["not_scanned"]);
+    insta::assert_snapshot!(text(&facts), @r"
+    Nothing of process 4711 (web) is merged: nothing is merged on this host.
+    At least 2048 of its 2048 mergeable pages have not been scanned yet, and the
+      second scan is the first that merges: a full scan takes at least 0.4 s at 5000
+      pages a second at most (pages_to_scan, sleep_millisecs).
+    Which process's pages were scanned Linux tells since 6.1: figures of scanned
+      pages are of all processes.
+    ");
+}
+
+#[test]
+fn all_different() {
+    let facts = process(mergeable(8), 2_048, 0, &[(Counter::PagesUnshared, 2_048)]);
+    assert_eq!(ids(&facts), ["all_different"]);
+    insta::assert_snapshot!(why(&facts), @r"
+    2048 of its 2048 pages scanned and not merged have no equal (pages_unshared).
+    ");
+    assert_eq!(ids(&host(8, &[(Counter::PagesUnshared, 2_048)])), ["all_different"]);
+}
+
+#[test]
+fn changing_too_fast() {
+    let counters = [(Counter::PagesVolatile, 2_048)];
+    let mut facts = process(mergeable(8), 2_048, 0, &counters);
+    assert_eq!(ids(&facts), ["volatile"]);
+    facts.ksm.as_mut().unwrap().merges = Merges::Untold(None);
+    insta::assert_snapshot!(why(&facts), @r"
+    2048 of its 2048 pages scanned and not merged change from one scan to the next
+      (pages_volatile).
+    Whether merges failed is not told here: KSM's tracepoints came with Linux 6.3.
+    ");
+    // No two scans while it was watched.
+    facts.ksm.as_mut().unwrap().first = State::of(&[(Counter::FullScans, 11)]);
+    insta::assert_snapshot!(why(&facts), @r"
+    2048 of its 2048 pages scanned and not merged change from one scan to the next
+      (pages_volatile), or were seen only once: watch longer (-d).
+    Whether merges failed is not told here: KSM's tracepoints came with Linux 6.3.
+    ");
+    assert_eq!(ids(&host(8, &counters)), ["volatile"]);
+}
+
+#[test]
+fn other_processes_leave_it_open() {
+    let counters = [(Counter::PagesUnshared, 9_000), (Counter::PagesVolatile, 8_000)];
+    let facts = process(mergeable(8), 2_048, 0, &counters);
+    assert_eq!(ids(&facts), ["different_or_volatile"]);
+    insta::assert_snapshot!(why(&facts), @r"
+    The 2048 of its pages that are scanned and not merged have no equal, or change
+      too fast: which, KSM counts for all processes together, and skipped ones among
+      the latter (pages_unshared 9000, pages_volatile 8000).
+    ");
+    // More than the others account for.
+    let facts = process(mergeable(64), 16_384, 0, &counters);
+    assert_eq!(ids(&facts), ["all_different", "volatile"]);
+    insta::assert_snapshot!(why(&facts), @r"
+    At least 8384 of its 16384 pages scanned and not merged have no equal
+      (pages_unshared).
+    At least 7384 of its 16384 pages scanned and not merged change from one scan to
+      the next (pages_volatile).
+    ");
+}
+
+#[test]
+fn smart_scan_skips() {
+    let counters = [(Counter::PagesVolatile, 2_048), (Counter::PagesSkipped, 40_000)];
+    let mut facts = host(8, &counters);
+    let ksm = facts.ksm.as_mut().unwrap();
+    ksm.first = State::of(&[(Counter::PagesSkipped, 0), (Counter::PagesScanned, 4_000)]);
+    // They appeared together: all were unshared at one time, and none the next.
+    (ksm.unshared_most, ksm.unshared_mean) = (2_048, 220.0);
+    assert_eq!(ids(&facts), ["all_different", "smart_scan"]);
+    insta::assert_snapshot!(why(&facts), @r"
+    About 2048 of all 2048 pages scanned and not merged have no equal
+      (pages_unshared).
+    Smart scan skips 89 % of visits to pages not merged so far (pages_skipped grew
+      by 40000): if they become equal, it is seen late; smart_scan 0 ends that.
+    ");
+    (facts.ksm.as_mut().unwrap().unshared_most, facts.ksm.as_mut().unwrap().unshared_mean) =
+        (0, 0.0);
+    assert_eq!(ids(&facts), ["volatile", "smart_scan"]);
+    // Nobody came by while it was watched.
+    facts.ksm.as_mut().unwrap().first = facts.ksm.as_ref().unwrap().last.clone();
+    assert_eq!(ids(&facts), ["different_or_volatile"]);
+}
+
+#[test]
+fn more_equal_pages_than_one_copy_may_have() {
+    let chains = [
+        (Counter::MaxPageSharing, 2),
+        (Counter::PagesShared, 1_024),
+        (Counter::PagesSharing, 1_024),
+        (Counter::StableNodeChains, 1),
+        (Counter::StableNodeDups, 1_024),
+    ];
+    let facts = host(8, &chains);
+    assert_eq!(ids(&facts), ["max_page_sharing"]);
+    insta::assert_snapshot!(text(&facts), @r"
+    2048 pages are merged on this host into 1024, which saves 4.0 MiB.
+    Equal pages are kept in 1024 copies instead of 1, as max_page_sharing is 2
+      (stable_node_dups, stable_node_chains).
+    ");
+    // One more copy for 255 pages costs too little to be named.
+    let mut facts = host(8, &[(Counter::PagesSharing, 2_040), (Counter::PagesShared, 8)]);
+    let few = [(Counter::StableNodeChains, 1), (Counter::StableNodeDups, 8)];
+    facts.ksm.as_mut().unwrap().last = State::of(
+        &[RUNS.as_slice(), &few, &[(Counter::PagesSharing, 2_040), (Counter::PagesShared, 8)]]
+            .concat(),
+    );
+    assert_eq!(ids(&facts), [""; 0]);
+}
+
+#[test]
+fn equal_pages_on_different_nodes() {
+    let mut facts = host(8, &[(Counter::MergeAcrossNodes, 0), (Counter::PagesUnshared, 2_048)]);
+    let memory = &mut facts.host.as_mut().unwrap().memory;
+    memory.node_pages = [(0, 1_025), (1, 1_023)].into();
+    assert_eq!(ids(&facts), ["all_different", "across_nodes"]);
+    insta::assert_snapshot!(why(&facts), @r"
+    2048 of all 2048 pages scanned and not merged have no equal (pages_unshared).
+    Pages are not merged across NUMA nodes, as merge_across_nodes is 0: of mergeable
+      ones are 1025 on node 0, 1023 on node 1.
+    ");
+    memory_nodes(&mut facts, [(0, 2_047), (1, 1)].into());
+    assert_eq!(ids(&facts), ["all_different"]);
+    // It is a setting: it hinders as well when KSM is started.
+    memory_nodes(&mut facts, [(0, 1_025), (1, 1_023)].into());
+    facts.ksm = Some(watched(&[(Counter::MergeAcrossNodes, 0), (Counter::Run, 0)]));
+    assert_eq!(ids(&facts), ["stopped", "across_nodes"]);
+    facts.ksm = Some(watched(&[(Counter::Run, 0)]));
+    assert_eq!(ids(&facts), ["stopped"]);
+}
+
+fn memory_nodes(facts: &mut Facts, pages: std::collections::BTreeMap<u32, u64>) {
+    facts.host.as_mut().unwrap().memory.node_pages = pages;
+}
+
+#[test]
+fn merges_fail() {
+    let mut facts = process(mergeable(8), 2_048, 0, &[(Counter::PagesVolatile, 2_048)]);
+    // Two scans and a bit, in each of which all failed.
+    let errors = [(libc::EFAULT, 5_000)].into();
+    let attempts = Attempts { merged: 3, failed: 5_000, errors, of_process: None };
+    facts.ksm.as_mut().unwrap().merges = Merges::Seen(attempts.clone());
+    assert_eq!(ids(&facts), ["merge_errors"]);
+    insta::assert_snapshot!(why(&facts), @r"
+    5000 of 5003 attempts to merge failed (EFAULT): somebody pins or locks the pages
+      (devices, io_uring, splice), or wrote to them.
+    ");
+    let errors = [(libc::EFAULT, 4_998), (libc::ENOMEM, 2)].into();
+    let attempts = Attempts { errors, of_process: Some((0, 7)), ..attempts };
+    facts.ksm.as_mut().unwrap().merges = Merges::Seen(attempts.clone());
+    insta::assert_snapshot!(why(&facts), @r"
+    7 of 7 attempts to merge failed (error 12, EFAULT): somebody pins or locks the
+      pages (devices, io_uring, splice), or wrote to them.
+    ");
+    // Others' failures are not its own.
+    let attempts = Attempts { of_process: Some((500, 7)), ..attempts };
+    facts.ksm.as_mut().unwrap().merges = Merges::Seen(attempts);
+    assert_eq!(ids(&facts), [""; 0]);
+    let few = Attempts { merged: 500, failed: 7, ..Attempts::default() };
+    facts.ksm.as_mut().unwrap().merges = Merges::Seen(few);
+    assert_eq!(ids(&facts), ["volatile"]);
+}
+
+#[test]
+fn pages_of_zeroes_do_not_count_as_sharing() {
+    let zero = [(Counter::UseZeroPages, 1)];
+    let mut facts = process(mergeable(8), 0, 0, &zero);
+    facts.process.as_mut().unwrap().memory.mergeable.used_bytes = 0;
+    facts.process.as_mut().unwrap().zero_pages = Some(2_048);
+    assert_eq!(ids(&facts), ["zero_pages"]);
+    insta::assert_snapshot!(text(&facts), @r"
+    Of process 4711 (web) only pages of zeroes are merged.
+    2048 pages of zeroes are merged with the kernel's own, which is not counted as
+      sharing (use_zero_pages is 1; ksm_zero_pages).
+    ");
+    facts.process.as_mut().unwrap().zero_pages = None;
+    assert_eq!(ids(&facts), ["zero_pages"]);
+    insta::assert_snapshot!(why(&facts), @r"
+    Pages of zeroes are merged with the kernel's own (use_zero_pages is 1), which is
+      counted since Linux 6.6.
+    ");
+    facts.process.as_mut().unwrap().zero_pages = Some(0);
+    assert_eq!(ids(&facts), ["not_in_use"]);
+    let facts = host(8, &[(Counter::UseZeroPages, 1), (Counter::KsmZeroPages, 7)]);
+    insta::assert_snapshot!(text(&facts), @r"
+    Only pages of zeroes are merged on this host.
+    2048 of all 2048 mergeable pages have not been scanned yet, and the second scan
+      is the first that merges: a full scan takes 0.4 s at 5000 pages a second.
+    7 pages of zeroes are merged with the kernel's own, which is not counted as
+      sharing (use_zero_pages is 1; ksm_zero_pages).
+    ");
+}
+
+#[test]
+fn several_causes_come_by_how_many_pages_they_concern() {
+    let counters = [
+        (Counter::PagesShared, 100),
+        (Counter::PagesSharing, 924),
+        (Counter::PagesUnshared, 1_024),
+        (Counter::PagesVolatile, 4_096),
+    ];
+    let facts = host(32, &counters);
+    assert_eq!(ids(&facts), ["volatile", "not_scanned", "all_different"]);
+    insta::assert_snapshot!(text(&facts), @r"
+    1024 pages are merged on this host into 100, which saves 3.6 MiB.
+    4096 of all 5120 pages scanned and not merged change from one scan to the next
+      (pages_volatile).
+    2048 of all 8192 mergeable pages have not been scanned yet, and the second scan
+      is the first that merges: a full scan takes 1.6 s at 5000 pages a second.
+    1024 of all 5120 pages scanned and not merged have no equal (pages_unshared).
+    ");
+}
+
+#[test]
+fn merged_pages_are_told_and_what_is_no_hindrance() {
+    let mut memory = mergeable(8);
+    memory.huge_bytes = 2 * MIB;
+    let counters = [(Counter::PagesShared, 24), (Counter::PagesSharing, 2_024)];
+    let mut facts = process(memory, 2_048, 2_048, &counters);
+    assert_eq!(causes(&facts), [] as [Cause; 0]);
+    insta::assert_snapshot!(text(&facts), @r"
+    2048 pages of process 4711 (web) are merged, 8.0 MiB of 8.0 MiB in mergeable
+      memory.
+    Transparent huge pages, 2.0 MiB of mergeable memory, are no hindrance: KSM looks
+      at each page of one, and splits it to merge one.
+    ");
+    facts.process = None;
+    facts.host = Some(Host { processes: 7, mergeable_processes: 1, memory: mergeable(8) });
+    insta::assert_snapshot!(text(&facts), @r"
+    2048 pages are merged on this host into 24, which saves 7.9 MiB.
+    ");
+}
+
+#[test]
+fn json_has_names_and_figures() {
+    let memory = Memory {
+        unasked: share(8, ""),
+        refused: [(Refusal::Shared, share(64, "/dev/shm/a"))].into(),
+        ..Memory::default()
+    };
+    let mut out = Vec::new();
+    let facts = process(memory, 0, 0, &[(Counter::Run, 0)]);
+    let end = "2026-11-23T04:42:00Z".parse().unwrap();
+    report::write_json(&mut out, end, &facts).unwrap();
+    let text = String::from_utf8(out).unwrap();
+    assert_eq!(text.lines().count(), 1);
+    let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+    insta::assert_snapshot!(serde_json::to_string_pretty(&value).unwrap(), @r#"
+    {
+      "time": "2026-11-23T04:42:00.000000Z",
+      "interval_s": 1.0,
+      "pid": 4711,
+      "name": "web",
+      "merged_pages": 0,
+      "pages_shared": 0,
+      "pages_sharing": 0,
+      "sentence": "Nothing of process 4711 (web) is merged.",
+      "causes": [
+        {
+          "cause": "stopped",
+          "facts": {
+            "run": 0
+          },
+          "sentence": "KSM is stopped: run is 0; 1 starts it."
+        },
+        {
+          "cause": "refused",
+          "facts": {
+            "shared": {
+              "mappings": 1,
+              "mapped_bytes": 67108864,
+              "used_bytes": 67108864,
+              "largest_bytes": 67108864,
+              "largest": "/dev/shm/a"
+            }
+          },
+          "sentence": "KSM never takes shared memory (64.0 MiB in 1 mapping, the largest /dev/shm/a), whoever asks."
+        },
+        {
+          "cause": "not_asked",
+          "facts": {
+            "used_bytes": 8388608,
+            "mergeable_used_bytes": 0,
+            "merge_any": false
+          },
+          "sentence": "It has not asked to merge 8.0 MiB of private memory (no `mg` in smaps, ksm_merge_any: no): that takes madvise(MADV_MERGEABLE) or a prctl (systemd: MemoryKSM=)."
+        }
+      ],
+      "remarks": []
+    }
+    "#);
+}
