@@ -31,7 +31,7 @@ bool knows_pages;
 /* All that counts only grows. */
 __u64 merged;
 __u64 merge_failed;
-/* Those that failed, by errno; others than the kernel knows are under 0. */
+/* Those that failed, by errno. */
 __u64 merge_errors[MERGE_ERRORS];
 __u64 zero_merged;
 __u64 batches;
@@ -122,9 +122,10 @@ enum merge { MERGED, FAILED, ZERO };
 
 static __always_inline void count_error(__s32 err)
 {
-	__u32 error = -err;
+	/* As 64 bits: old verifiers lose the bounds of 32. */
+	__u64 error = -(__s64)err & (MERGE_ERRORS - 1);
 
-	__sync_fetch_and_add(&merge_errors[error < MERGE_ERRORS ? error : 0], 1);
+	__sync_fetch_and_add(&merge_errors[error], 1);
 }
 
 static __always_inline void count_merge(struct mm_struct *mm, enum merge what)

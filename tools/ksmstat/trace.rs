@@ -163,11 +163,11 @@ impl<'obj> Tracer<'obj> {
         Ok(events.iter().map(|(process, e)| (process_id(process), self::events(e))).collect())
     }
 
-    /// Attempts to merge since the start: how many went well and failed, of all processes, and with which errors.
-    pub fn merges(&self) -> Result<(u64, u64, BTreeMap<i32, u64>)> {
+    /// Attempts to merge since the start, of all processes: how many went well, and how many failed, by error.
+    pub fn merges(&self) -> Result<(u64, BTreeMap<i32, u64>)> {
         let bss = self.bss()?;
         let errors = (0_i32..).zip(bss.merge_errors).filter(|(_, times)| *times > 0).collect();
-        Ok((bss.merged + bss.zero_merged, bss.merge_failed, errors))
+        Ok((bss.merged + bss.zero_merged, errors))
     }
 
     /// Forgets processes that have ended, now that they have been read.

@@ -334,7 +334,7 @@ fn across_nodes(facts: &Facts, ksm: &Watched) -> Option<Cause> {
 
 fn merge_errors(merges: &Merges) -> Option<Cause> {
     let Merges::Seen(attempts) = merges else { return None };
-    let (merged, failed) = attempts.of_process.unwrap_or((attempts.merged, attempts.failed));
+    let (merged, failed) = attempts.of_process.unwrap_or((attempts.merged, attempts.failed()));
     matters(failed, failed + merged).then(|| Cause::MergeErrors {
         merged,
         failed,

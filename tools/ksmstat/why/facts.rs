@@ -83,12 +83,17 @@ impl Default for Merges {
 pub struct Attempts {
     /// Attempts that ended well, of all processes.
     pub merged: u64,
-    /// Attempts that failed, of all processes.
-    pub failed: u64,
-    /// Those by error number.
+    /// Attempts that failed, of all processes, by error number.
     pub errors: BTreeMap<i32, u64>,
-    /// How many of each are of the process that is asked about, if that is known.
+    /// How many went well and failed of the process that is asked about, if that is known.
     pub of_process: Option<(u64, u64)>,
+}
+
+impl Attempts {
+    /// How many failed, of all processes.
+    pub fn failed(&self) -> u64 {
+        self.errors.values().sum()
+    }
 }
 
 /// A process.

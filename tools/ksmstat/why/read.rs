@@ -61,7 +61,7 @@ fn merges(tracer: &Tracer<'_>, pid: Option<i32>) -> Result<Merges> {
     if !known.merges {
         return Ok(Merges::Untold(None));
     }
-    let (merged, failed, errors) = tracer.merges()?;
+    let (merged, errors) = tracer.merges()?;
     let mut of_process = None;
     if let (Some(pid), true) = (pid, known.owners) {
         let events = tracer.events()?.into_iter().filter(|(process, _)| process.pid == pid);
@@ -69,7 +69,7 @@ fn merges(tracer: &Tracer<'_>, pid: Option<i32>) -> Result<Merges> {
             (merged + events.merged + events.zero_merged, failed + events.merge_failed)
         }));
     }
-    Ok(Merges::Seen(Attempts { merged, failed, errors, of_process }))
+    Ok(Merges::Seen(Attempts { merged, errors, of_process }))
 }
 
 /// Reads what /proc says of a process. `by_node` asks for the NUMA nodes of its memory.

@@ -66,7 +66,7 @@ impl Outcome {
         };
         let different = different.min(unmerged);
         let failed = match &ksm.merges {
-            Merges::Seen(attempts) => attempts.failed as f64,
+            Merges::Seen(attempts) => attempts.failed() as f64,
             Merges::Untold(_) => 0.0,
         };
         let failing = (unmerged as f64 * failed / unmerged_looks.max(1.0)).round() as u64;
@@ -174,7 +174,8 @@ mod tests {
     fn failed_merges_do_not_change() {
         let last = [SCANNED.as_slice(), &[(Counter::PagesScanned, 4_000)]].concat();
         let mut ksm = watched(&[(Counter::PagesScanned, 0)], &last);
-        ksm.merges = Merges::Seen(Attempts { failed: 500, ..Attempts::default() });
+        let errors = [(libc::EFAULT, 500)].into();
+        ksm.merges = Merges::Seen(Attempts { errors, ..Attempts::default() });
         // Two scans, in each of which 250 failed.
         let outcome = Outcome::of(&ksm).unwrap();
         assert_eq!((outcome.different, outcome.failing, outcome.changing), (700, 250, 50));

@@ -377,7 +377,7 @@ fn merges_fail() {
     let mut facts = process(mergeable(8), 2_048, 0, &[(Counter::PagesVolatile, 2_048)]);
     // Two scans and a bit, in each of which all failed.
     let errors = [(libc::EFAULT, 5_000)].into();
-    let attempts = Attempts { merged: 3, failed: 5_000, errors, of_process: None };
+    let attempts = Attempts { merged: 3, errors, of_process: None };
     facts.ksm.as_mut().unwrap().merges = Merges::Seen(attempts.clone());
     assert_eq!(ids(&facts), ["merge_errors"]);
     insta::assert_snapshot!(why(&facts), @r"
@@ -395,7 +395,8 @@ fn merges_fail() {
     let attempts = Attempts { of_process: Some((500, 7)), ..attempts };
     facts.ksm.as_mut().unwrap().merges = Merges::Seen(attempts);
     assert_eq!(ids(&facts), [""; 0]);
-    let few = Attempts { merged: 500, failed: 7, ..Attempts::default() };
+    let errors = [(libc::EFAULT, 7)].into();
+    let few = Attempts { merged: 500, errors, of_process: None };
     facts.ksm.as_mut().unwrap().merges = Merges::Seen(few);
     assert_eq!(ids(&facts), ["volatile"]);
 }
