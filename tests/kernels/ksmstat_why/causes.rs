@@ -1,5 +1,6 @@
 //! The causes, one after the other as they stand in the way.
 
+use std::path::Path;
 use std::time::Duration;
 use std::{fs, thread};
 
@@ -190,7 +191,7 @@ fn pages_change_too_fast() {
     let memory = Regions::start(&[VOLATILE]);
     alone.ksm.set("sleep_millisecs", 20);
     alone.scan(3);
-    for answer in [why(&["-d", "2"]), why(&["-d", "2", "-p", &memory.pid()])] {
+    for answer in [why(&[]), why(&["-p", &memory.pid()])] {
         assert_eq!(answer.ids(), ["volatile"], "{answer:?}");
         let pages = MERGEABLE.pages as u64;
         assert!(answer.number("volatile", "pages").abs_diff(pages) <= 1, "{answer:?}");
@@ -200,9 +201,9 @@ fn pages_change_too_fast() {
     // And others are all different.
     let larger = Regions::start(&[Region { pages: 2 * MERGEABLE.pages, ..MERGEABLE }]);
     alone.scan(3);
-    assert_eq!(why(&["-d", "2"]).ids(), ["all_different", "volatile"]);
+    assert_eq!(why(&[]).ids(), ["all_different", "volatile"]);
     if kernel() >= PROCESS_PAGES {
-        assert_eq!(why(&["-d", "2", "-p", &larger.pid()]).ids()[0], "all_different");
+        assert_eq!(why(&["-p", &larger.pid()]).ids()[0], "all_different");
     }
     alone.ksm.set("run", 0);
     assert_eq!(why(&["-p", &memory.pid()]).ids(), ["stopped"]);
@@ -219,7 +220,7 @@ fn smart_scan_passes_over_pages() {
     alone.ksm.set("smart_scan", 1);
     let memory = Regions::start(&[MERGEABLE]);
     alone.scan(12);
-    for answer in [why(&["-d", "3"]), why(&["-d", "3", "-p", &memory.pid()])] {
+    for answer in [why(&["-d", "2"]), why(&["-d", "2", "-p", &memory.pid()])] {
         assert_eq!(answer.ids(), ["all_different", "smart_scan"], "{answer:?}");
         let percent = answer.fact("smart_scan", "skipped_percent").as_f64().unwrap();
         assert!((50.0..=100.0).contains(&percent), "{answer:?}");
@@ -228,7 +229,7 @@ fn smart_scan_passes_over_pages() {
     memory.end();
     let _volatile = Regions::start(&[VOLATILE]);
     alone.scan(12);
-    let answer = why(&["-d", "3"]);
+    let answer = why(&["-d", "2"]);
     assert_eq!(answer.ids(), ["volatile", "smart_scan"], "{answer:?}");
 }
 
@@ -247,6 +248,39 @@ fn one_copy_serves_few() {
     let _unique = Regions::start(&[Region { pages: 1_009, ..MERGEABLE }]);
     alone.scan(3);
     assert_eq!(why(&[]).ids(), ["all_different", "max_page_sharing"]);
+}
+
+#[test]
+fn equal_pages_are_on_different_nodes() {
+    let _one = alone();
+    let alone = Alone::take();
+    alone.ksm.set("merge_across_nodes", 0);
+    let node = |node| Region { node: Some(node), pages: 1_009, ..MERGEABLE };
+    if !Path::new("/sys/devices/system/node/node1").exists() {
+        let cmdline = fs::read_to_string("/proc/cmdline").unwrap();
+        assert!(!cmdline.contains("task=tests"), "tests/vm/run gives its VMs a second node");
+        let _memory = Regions::start(&[node(0)]);
+        assert_eq!(why(&[]).ids(), ["stopped"]);
+        return;
+    }
+    // Unique in its node, and there again in the other: page for page at the same offset.
+    let memory = Regions::start(&[node(0), Region { contents: Contents::Numbered, ..node(0) }]);
+    let other = Regions::start(&[Region { contents: Contents::Numbered, ..node(1) }]);
+    alone.scan(3);
+    for answer in [why(&[]), why(&["-p", &other.pid()])] {
+        assert_eq!(answer.ids()[..2], ["all_different", "across_nodes"], "{answer:?}");
+        assert_eq!(answer.fact("across_nodes", "node_pages")["0"], 2 * 1_009, "{answer:?}");
+        assert_eq!(answer.fact("across_nodes", "node_pages")["1"], 1_009, "{answer:?}");
+        assert_eq!(answer.0["pages_shared"], 0);
+    }
+    alone.ksm.set("run", 2);
+    assert_eq!(why(&[]).ids(), ["stopped", "across_nodes"]);
+    alone.ksm.set("merge_across_nodes", 1);
+    alone.scan(3);
+    let answer = why(&[]);
+    assert_eq!(answer.0["pages_shared"], 1_009, "{answer:?}");
+    assert_eq!(answer.ids(), ["all_different"]);
+    drop(memory);
 }
 
 #[test]
@@ -308,7 +342,7 @@ fn what_merges_is_told() {
     let _unique = Regions::start(&[Region { pages: 1_009, ..MERGEABLE }, VOLATILE]);
     alone.ksm.set("sleep_millisecs", 20);
     alone.scan(3);
-    assert_eq!(why(&["-d", "2"]).ids(), ["volatile", "all_different"]);
+    assert_eq!(why(&[]).ids(), ["volatile", "all_different"]);
 }
 
 #[test]

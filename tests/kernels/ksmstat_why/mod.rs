@@ -46,9 +46,9 @@ impl Alone {
 #[derive(Debug)]
 struct Answer(Value);
 
-/// Asks why.
+/// Asks why, of what happens in half a second if `args` do not say otherwise.
 fn why(args: &[&str]) -> Answer {
-    let output = run(KSMSTAT, &[&["--why", "--json"], args].concat());
+    let output = run(KSMSTAT, &[&["--why", "--json", "-d", "0.5"], args].concat());
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{args:?}: {stderr}");
     assert_eq!(stderr, "", "{args:?}");

@@ -18,6 +18,8 @@ pub enum Contents {
     Equal,
     /// In each something else.
     Unique,
+    /// In each something else, and the same in other such regions.
+    Numbered,
     /// Zeroes.
     Zero,
 }
@@ -42,6 +44,8 @@ pub struct Region {
     pub flags: libc::c_int,
     /// For madvise(2), one after the other; that it is refused is no failure.
     pub advice: &'static [libc::c_int],
+    /// The NUMA node that its pages must be on, if that matters.
+    pub node: Option<u32>,
     pub then: Then,
 }
 
@@ -51,6 +55,7 @@ pub const MERGEABLE: Region = Region {
     contents: Contents::Unique,
     flags: libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
     advice: &[libc::MADV_NOHUGEPAGE, libc::MADV_MERGEABLE],
+    node: None,
     then: Then::Still,
 };
 
@@ -167,6 +172,13 @@ fn map(region: &Region) -> &'static mut [u64] {
         for &advice in region.advice {
             libc::madvise(memory, bytes, advice);
         }
+        if let Some(node) = region.node {
+            let (mask, most) = (1_u64 << node, u64::BITS);
+            let (call, mode) = (libc::SYS_mbind, libc::MPOL_BIND);
+            if libc::syscall(call, memory, bytes, mode, &raw const mask, most, 0) != 0 {
+                exit(6);
+            }
+        }
         std::slice::from_raw_parts_mut(memory.cast::<u64>(), bytes / 8)
     };
     let first = words.as_ptr() as u64;
@@ -175,6 +187,7 @@ fn map(region: &Region) -> &'static mut [u64] {
             Contents::Untouched => {}
             Contents::Equal => page[0] = 0x5eed,
             Contents::Unique => page[0] = first + number,
+            Contents::Numbered => page[0] = 1 + number,
             Contents::Zero => page.fill(0),
         }
     }
