@@ -4,13 +4,12 @@ mod causes;
 mod regions;
 
 use std::fs::File;
-use std::os::fd::AsRawFd as _;
 use std::time::{Duration, Instant};
 use std::{fs, thread};
 
 use serde_json::Value;
 
-use crate::util::ksm::Ksm;
+use crate::util::ksm::{self, Ksm};
 use crate::util::tool::{json_lines, run};
 
 const KSMSTAT: &str = env!("CARGO_BIN_EXE_ksmstat");
@@ -24,9 +23,7 @@ struct Alone {
 
 impl Alone {
     fn take() -> Self {
-        let lock = File::create("/tmp/ksm.lock").unwrap();
-        // SAFETY: a plain system call; the file is open.
-        assert_eq!(unsafe { libc::flock(lock.as_raw_fd(), libc::LOCK_EX) }, 0);
+        let lock = ksm::lock();
         let (ksm, deadline) = (Ksm::take(), Instant::now() + Duration::from_secs(60));
         while why(&[]).ids() != ["stopped", "no_mergeable_memory"] {
             assert!(Instant::now() < deadline, "others have mergeable memory here: {:?}", why(&[]));
