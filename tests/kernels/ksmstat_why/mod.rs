@@ -3,9 +3,7 @@
 mod causes;
 mod regions;
 
-use std::fs::File;
-use std::time::{Duration, Instant};
-use std::{fs, thread};
+use std::fs::{self, File};
 
 use serde_json::Value;
 
@@ -24,12 +22,7 @@ struct Alone {
 impl Alone {
     fn take() -> Self {
         let lock = ksm::lock();
-        let (ksm, deadline) = (Ksm::take(), Instant::now() + Duration::from_secs(60));
-        while why(&[]).ids() != ["stopped", "no_mergeable_memory"] {
-            assert!(Instant::now() < deadline, "others have mergeable memory here: {:?}", why(&[]));
-            thread::sleep(Duration::from_millis(200));
-        }
-        Self { ksm, _lock: lock }
+        Self { ksm: Ksm::take_alone(), _lock: lock }
     }
 
     /// Lets ksmd scan so many times, and on.

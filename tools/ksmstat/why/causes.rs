@@ -60,6 +60,8 @@ pub enum Cause {
     DifferentOrVolatile {
         /// How many, of this process or of all.
         pages: u64,
+        /// Of how many that are scanned and not merged.
+        of_pages: u64,
         /// Of all processes: pages_unshared.
         unshared: u64,
         /// Of all processes: pages_volatile.
@@ -268,24 +270,21 @@ fn scanned(facts: &Facts, ksm: &Watched) -> Vec<Cause> {
         };
         causes.push((unscanned, Cause::NotScanned(not_scanned)));
     }
-    let pages = |pages, bound| Pages { pages, of_pages: unmerged, bound };
-    match outcome {
-        Some(found) => {
-            if matters(found.different, of_pages) {
-                let pages = pages(found.different, found.bound);
-                causes.push((found.different, Cause::AllDifferent(pages)));
-            }
-            if matters(found.changing, of_pages) && !first_scans {
-                let maybe_new = ksm.growth(Counter::FullScans).unwrap_or(0) < 2;
-                let pages = pages(found.changing, found.bound);
-                causes.push((found.changing, Cause::Volatile { pages, maybe_new }));
-            }
-        }
-        None if matters(unmerged.saturating_sub(once), of_pages) => {
-            let cause = Cause::DifferentOrVolatile { pages: unmerged, unshared, volatile };
-            causes.push((unmerged, cause));
-        }
-        None => {}
+    // What is not known even of all processes is not known of any.
+    let found = outcome.unwrap_or(Outcome { open: unmerged, ..Outcome::default() });
+    let pages = |pages| Pages { pages, of_pages: unmerged, bound: found.bound };
+    if matters(found.different, of_pages) {
+        causes.push((found.different, Cause::AllDifferent(pages(found.different))));
+    }
+    if matters(found.changing, of_pages) && !first_scans {
+        let maybe_new = ksm.growth(Counter::FullScans).unwrap_or(0) < 2;
+        causes.push((found.changing, Cause::Volatile { pages: pages(found.changing), maybe_new }));
+    }
+    let open = found.open.saturating_sub(once);
+    if matters(open, of_pages) {
+        let cause =
+            Cause::DifferentOrVolatile { pages: open, of_pages: unmerged, unshared, volatile };
+        causes.push((open, cause));
     }
     let skips = ksm.growth(Counter::PagesSkipped).unwrap_or(0);
     if let Some(share) = all.map(|all| all.skipped_share).filter(|share| *share >= 0.05)

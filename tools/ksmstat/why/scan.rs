@@ -4,9 +4,10 @@ use super::facts::{Merges, Process, Watched};
 use crate::sysfs::Counter;
 
 /// How sure a number of pages is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Bound {
     /// The kernel counts them.
+    #[default]
     Exactly,
     /// Reckoned from what was seen for a while.
     About,
@@ -21,7 +22,7 @@ pub enum Bound {
 /// (mm/ksm.c: `should_skip_rmap_item` takes them off the unstable tree). What is skipped is like what is looked at, so
 /// it is shared out in proportion. Pages that appeared together are skipped together, too: then the most that were
 /// unshared at one time tells more than the mean.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Outcome {
     /// All of them: rmap_items.
     pub scanned: u64,
@@ -33,6 +34,8 @@ pub struct Outcome {
     pub changing: u64,
     /// Not merged as the attempt failed.
     pub failing: u64,
+    /// One of these.
+    pub open: u64,
     /// The share of visits to pages not merged in which smart scan skipped the page.
     pub skipped_share: f64,
     /// How sure `different` and `changing` are.
@@ -72,27 +75,28 @@ impl Outcome {
         let failing = (unmerged as f64 * failed / unmerged_looks.max(1.0)).round() as u64;
         let failing = failing.min(unmerged - different);
         let changing = unmerged - different - failing;
-        Some(Self { scanned, merged, different, changing, failing, skipped_share, bound })
+        let open = 0;
+        Some(Self { scanned, merged, different, changing, failing, open, skipped_share, bound })
     }
 
     /// What that means for one process, of whose pages the kernel says only how many were scanned and merged: at
-    /// least so many are different, and so many change, as others cannot account for them. `None` if that says
-    /// nothing of most.
+    /// least so many are different, and so many change, as others cannot account for them.
     pub fn of_process(&self, process: &Process) -> Option<Self> {
         let (scanned, merged) = (process.scanned_pages?, process.merged_pages?);
         let unmerged = scanned.saturating_sub(merged);
-        let others = |but: u64| (self.different + self.changing + self.failing).saturating_sub(but);
-        let different = unmerged.saturating_sub(others(self.different));
-        let changing = unmerged.saturating_sub(others(self.changing));
-        let failing = unmerged.saturating_sub(others(self.failing));
-        if (different + changing + failing) * 2 < unmerged {
-            return None;
-        }
-        let bound = match unmerged == different.max(changing) {
-            true => self.bound,
-            false => Bound::AtLeast,
+        let all = self.different + self.changing + self.failing;
+        // More than there are: the counters were read at another time.
+        let mut open = unmerged;
+        let mut least = |of: u64| {
+            let least = unmerged.saturating_sub(all - of).min(open);
+            open -= least;
+            least
         };
-        Some(Self { scanned, merged, different, changing, failing, bound, ..*self })
+        let different = least(self.different);
+        let changing = least(self.changing);
+        let failing = least(self.failing);
+        let bound = if open > 0 { Bound::AtLeast } else { self.bound };
+        Some(Self { scanned, merged, different, changing, failing, open, bound, ..*self })
     }
 }
 
@@ -124,6 +128,7 @@ mod tests {
                 different: 700,
                 changing: 300,
                 failing: 0,
+                open: 0,
                 skipped_share: 0.0,
                 bound: Bound::Exactly,
             }
@@ -190,13 +195,16 @@ mod tests {
             ..Process::default()
         };
         let most = all.of_process(&process(1_800, 900)).unwrap();
-        assert_eq!((most.different, most.changing, most.bound), (600, 200, Bound::AtLeast));
-        assert_eq!((most.scanned, most.merged), (1_800, 900));
-        assert_eq!(all.of_process(&process(300, 0)), None);
+        assert_eq!((most.different, most.changing, most.open), (600, 200, 100));
+        assert_eq!((most.scanned, most.merged, most.bound), (1_800, 900, Bound::AtLeast));
+        let few = all.of_process(&process(300, 0)).unwrap();
+        assert_eq!((few.different, few.changing, few.open), (0, 0, 300));
         assert_eq!(all.of_process(&Process::default()), None);
 
         let different = Outcome { different: 1_000, changing: 0, ..all };
         let few = different.of_process(&process(300, 0)).unwrap();
-        assert_eq!((few.different, few.changing, few.bound), (300, 0, Bound::Exactly));
+        assert_eq!((few.different, few.open, few.bound), (300, 0, Bound::Exactly));
+        // Counted at another time.
+        assert_eq!(different.of_process(&process(1_013, 0)).unwrap().different, 1_013);
     }
 }

@@ -131,8 +131,8 @@ pub fn told(cause: &Cause, facts: &Facts) -> Told {
             "no_mergeable_memory",
             vec![("processes", (*processes).into())],
             format!(
-                "No memory is mergeable: of {processes} processes none has any that KSM takes and \
-                 that it asked to merge (`mg` in smaps)."
+                "No memory is mergeable: none of {processes} processes has asked to merge memory that \
+                 KSM takes (`mg` in smaps)."
             ),
         ),
         Cause::Refused { shares } => refused(shares),
@@ -161,17 +161,18 @@ pub fn told(cause: &Cause, facts: &Facts) -> Told {
             let many = many(pages, its, "changes", "change");
             ("volatile", facts, format!("{many} from one scan to the next (pages_volatile){new}."))
         }
-        Cause::DifferentOrVolatile { pages, unshared, volatile } => (
+        Cause::DifferentOrVolatile { pages, of_pages, unshared, volatile } => (
             "different_or_volatile",
             vec![
                 ("pages", (*pages).into()),
+                ("of_pages", (*of_pages).into()),
                 ("pages_unshared", (*unshared).into()),
                 ("pages_volatile", (*volatile).into()),
             ],
             format!(
-                "The {pages} of {its} pages that are scanned and not merged have no equal, or \
-                 change too fast: which, KSM counts for all processes together, and skipped ones \
-                 among the latter (pages_unshared {unshared}, pages_volatile {volatile})."
+                "{pages} of {its} {of_pages} pages scanned and not merged have no equal, or change \
+                 from one scan to the next: which of the two KSM does not tell, as it counts all \
+                 processes together (pages_unshared {unshared}, pages_volatile {volatile})."
             ),
         ),
         Cause::SmartScan { skips, share } => {

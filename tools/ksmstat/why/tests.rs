@@ -125,8 +125,8 @@ fn nobody_has_mergeable_memory() {
     assert_eq!(ids(&facts), ["no_mergeable_memory"]);
     insta::assert_snapshot!(text(&facts), @r"
     Nothing is merged on this host.
-    No memory is mergeable: of 101 processes none has any that KSM takes and that it
-      asked to merge (`mg` in smaps).
+    No memory is mergeable: none of 101 processes has asked to merge memory that KSM
+      takes (`mg` in smaps).
     ");
     facts.ksm = Some(watched(&[(Counter::Run, 0)]));
     assert_eq!(ids(&facts), ["stopped", "no_mergeable_memory"]);
@@ -283,9 +283,9 @@ fn other_processes_leave_it_open() {
     let facts = process(mergeable(8), 2_048, 0, &counters);
     assert_eq!(ids(&facts), ["different_or_volatile"]);
     insta::assert_snapshot!(why(&facts), @r"
-    The 2048 of its pages that are scanned and not merged have no equal, or change
-      too fast: which, KSM counts for all processes together, and skipped ones among
-      the latter (pages_unshared 9000, pages_volatile 8000).
+    2048 of its 2048 pages scanned and not merged have no equal, or change from one
+      scan to the next: which of the two KSM does not tell, as it counts all
+      processes together (pages_unshared 9000, pages_volatile 8000).
     ");
     // More than the others account for.
     let facts = process(mergeable(64), 16_384, 0, &counters);
