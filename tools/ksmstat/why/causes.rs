@@ -226,30 +226,18 @@ fn not_offered(facts: &Facts, ksm: &Watched) -> Vec<Cause> {
 /// What ksmd has not come to yet, and what it found in the rest.
 fn scanned(facts: &Facts, ksm: &Watched) -> Vec<Cause> {
     let of_pages = mergeable_pages(facts);
+    let own = own_pages(facts, of_pages);
+    let (scanned, merged) = own.unwrap_or_else(|| all_pages(ksm));
+    let unmerged = scanned.saturating_sub(merged);
     let all = Outcome::of(ksm);
-    let unshared = ksm.count(Counter::PagesUnshared);
-    let volatile = ksm.count(Counter::PagesVolatile);
-    let merged = ksm.count(Counter::PagesShared) + ksm.count(Counter::PagesSharing);
-    // Of a process whose scanned pages the kernel does not count: at most all that are.
-    let (scanned, bound) = match &facts.process {
-        None => (merged + unshared + volatile, Bound::Exactly),
-        Some(process) => match process.scanned_pages {
-            Some(pages) => (pages, Bound::Exactly),
-            None => (merged + unshared + volatile, Bound::AtLeast),
-        },
+    let found = match own {
+        Some((scanned, merged)) => all.map(|all| all.of_process(scanned, merged)),
+        None => all,
     };
-    let outcome = match &facts.process {
-        // It says nothing of its pages: of all processes' then.
-        Some(process) if process.scanned_pages.is_some() => {
-            all.and_then(|all| all.of_process(process))
-        }
-        _ => all,
-    };
-    let merged_pages = match &facts.process {
-        Some(process) if process.scanned_pages.is_some() => process.merged_pages.unwrap_or(0),
-        _ => merged,
-    };
-    let unmerged = scanned.saturating_sub(merged_pages);
+    // What is not known even of all processes is not known of any.
+    let found = found.unwrap_or(Outcome { open: unmerged, ..Outcome::default() });
+    let (unshared, volatile) =
+        (ksm.count(Counter::PagesUnshared), ksm.count(Counter::PagesVolatile));
 
     // Nothing is known of pages before their second scan.
     let first_scans = ksm.count(Counter::FullScans) < 2;
@@ -257,21 +245,15 @@ fn scanned(facts: &Facts, ksm: &Watched) -> Vec<Cause> {
     let mut causes = Vec::new();
     let unscanned = of_pages.saturating_sub(scanned) + once;
     if matters(unscanned, of_pages) {
+        // Of a process whose scanned pages the kernel does not count: at most all that are.
+        let counted = facts.process.is_none() || own.is_some();
+        let bound = if counted { Bound::Exactly } else { Bound::AtLeast };
         let (pages_per_s, measured) = rate(ksm);
-        let all_pages = (merged + unshared + volatile).max(of_pages);
-        let not_scanned = NotScanned {
-            pages: unscanned,
-            of_pages,
-            once,
-            bound,
-            pages_per_s,
-            measured,
-            scan_s: all_pages as f64 / pages_per_s.max(f64::MIN_POSITIVE),
-        };
-        causes.push((unscanned, Cause::NotScanned(not_scanned)));
+        let scan_s = all_pages(ksm).0.max(of_pages) as f64 / pages_per_s.max(f64::MIN_POSITIVE);
+        let pages = unscanned;
+        let it = NotScanned { pages, of_pages, once, bound, pages_per_s, measured, scan_s };
+        causes.push((unscanned, Cause::NotScanned(it)));
     }
-    // What is not known even of all processes is not known of any.
-    let found = outcome.unwrap_or(Outcome { open: unmerged, ..Outcome::default() });
     let pages = |pages| Pages { pages, of_pages: unmerged, bound: found.bound };
     if matters(found.different, of_pages) {
         causes.push((found.different, Cause::AllDifferent(pages(found.different))));
@@ -280,21 +262,33 @@ fn scanned(facts: &Facts, ksm: &Watched) -> Vec<Cause> {
         let maybe_new = ksm.growth(Counter::FullScans).unwrap_or(0) < 2;
         causes.push((found.changing, Cause::Volatile { pages: pages(found.changing), maybe_new }));
     }
-    let open = found.open.saturating_sub(once);
-    if matters(open, of_pages) {
-        let cause =
-            Cause::DifferentOrVolatile { pages: open, of_pages: unmerged, unshared, volatile };
-        causes.push((open, cause));
+    let pages = found.open.saturating_sub(once);
+    if matters(pages, of_pages) {
+        let of_pages = unmerged;
+        causes.push((pages, Cause::DifferentOrVolatile { pages, of_pages, unshared, volatile }));
     }
-    let skips = ksm.growth(Counter::PagesSkipped).unwrap_or(0);
     if let Some(share) = all.map(|all| all.skipped_share).filter(|share| *share >= 0.05)
         && matters(unmerged, of_pages)
     {
-        let pages = (unmerged as f64 * share) as u64;
-        causes.push((pages, Cause::SmartScan { skips, share }));
+        let skips = ksm.growth(Counter::PagesSkipped).unwrap_or(0);
+        causes.push(((unmerged as f64 * share) as u64, Cause::SmartScan { skips, share }));
     }
     causes.sort_by_key(|(pages, _)| Reverse(*pages));
     causes.into_iter().map(|(_, cause)| cause).collect()
+}
+
+/// Pages of all processes that ksmd knows of, and those that are merged.
+fn all_pages(ksm: &Watched) -> (u64, u64) {
+    let merged = ksm.count(Counter::PagesShared) + ksm.count(Counter::PagesSharing);
+    let unmerged = ksm.count(Counter::PagesUnshared) + ksm.count(Counter::PagesVolatile);
+    (merged + unmerged, merged)
+}
+
+/// The same of the process that is asked about, if the kernel counts them. A forked child's include its parent's on
+/// kernels without "mm/ksm: fix incorrect KSM counter handling in mm_struct during fork".
+fn own_pages(facts: &Facts, of_pages: u64) -> Option<(u64, u64)> {
+    let process = facts.process.as_ref()?;
+    Some((process.scanned_pages?.min(of_pages), process.merged_pages?.min(of_pages)))
 }
 
 /// How many pages ksmd scans in a second, and whether that was measured (pages_scanned, Linux 6.6). Else it is what

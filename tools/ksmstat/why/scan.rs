@@ -1,6 +1,6 @@
 //! What became of the pages that ksmd has scanned, as far as the kernel's counters tell. Pure.
 
-use super::facts::{Merges, Process, Watched};
+use super::facts::{Merges, Watched};
 use crate::sysfs::Counter;
 
 /// How sure a number of pages is.
@@ -81,8 +81,7 @@ impl Outcome {
 
     /// What that means for one process, of whose pages the kernel says only how many were scanned and merged: at
     /// least so many are different, and so many change, as others cannot account for them.
-    pub fn of_process(&self, process: &Process) -> Option<Self> {
-        let (scanned, merged) = (process.scanned_pages?, process.merged_pages?);
+    pub fn of_process(&self, scanned: u64, merged: u64) -> Self {
         let unmerged = scanned.saturating_sub(merged);
         let all = self.different + self.changing + self.failing;
         // More than there are: the counters were read at another time.
@@ -96,7 +95,7 @@ impl Outcome {
         let changing = least(self.changing);
         let failing = least(self.failing);
         let bound = if open > 0 { Bound::AtLeast } else { self.bound };
-        Some(Self { scanned, merged, different, changing, failing, open, bound, ..*self })
+        Self { scanned, merged, different, changing, failing, open, bound, ..*self }
     }
 }
 
@@ -189,22 +188,16 @@ mod tests {
     #[test]
     fn others_account_for_so_many_of_a_processs_pages() {
         let all = Outcome::of(&watched(&[], &SCANNED)).unwrap();
-        let process = |scanned, merged| Process {
-            scanned_pages: Some(scanned),
-            merged_pages: Some(merged),
-            ..Process::default()
-        };
-        let most = all.of_process(&process(1_800, 900)).unwrap();
+        let most = all.of_process(1_800, 900);
         assert_eq!((most.different, most.changing, most.open), (600, 200, 100));
         assert_eq!((most.scanned, most.merged, most.bound), (1_800, 900, Bound::AtLeast));
-        let few = all.of_process(&process(300, 0)).unwrap();
+        let few = all.of_process(300, 0);
         assert_eq!((few.different, few.changing, few.open), (0, 0, 300));
-        assert_eq!(all.of_process(&Process::default()), None);
 
         let different = Outcome { different: 1_000, changing: 0, ..all };
-        let few = different.of_process(&process(300, 0)).unwrap();
+        let few = different.of_process(300, 0);
         assert_eq!((few.different, few.open, few.bound), (300, 0, Bound::Exactly));
         // Counted at another time.
-        assert_eq!(different.of_process(&process(1_013, 0)).unwrap().different, 1_013);
+        assert_eq!(different.of_process(1_013, 0).different, 1_013);
     }
 }
