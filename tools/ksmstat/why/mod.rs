@@ -11,6 +11,7 @@ mod sentences;
 mod smaps;
 #[cfg(test)]
 mod tests;
+mod words;
 
 use std::io::Write;
 use std::path::Path;

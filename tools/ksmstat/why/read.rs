@@ -152,8 +152,7 @@ fn node_pages(pid: i32, starts: &BTreeSet<u64>) -> io::Result<BTreeMap<u32, u64>
 
 /// True if the process was gone before its file was opened, or before it was read.
 fn has_ended(err: &io::Error) -> bool {
-    // ESRCH
-    err.kind() == ErrorKind::NotFound || err.raw_os_error() == Some(3)
+    err.kind() == ErrorKind::NotFound || err.raw_os_error() == Some(libc::ESRCH)
 }
 
 fn word<'a>(stat: &'a str, key: &str) -> Option<&'a str> {

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::causes::{Cause, NotScanned, Pages, memory, mergeable_pages};
 use super::facts::{Facts, Merges, Refusal, Share};
-use super::scan::Bound;
+use super::words::{bound_id, capital, error_name, prefix, seconds, size};
 use crate::sysfs::Counter;
 
 /// A cause's name, the facts it rests on, and both in a sentence.
@@ -353,55 +353,4 @@ fn many(pages: &Pages, its: &str, singular: &str, plural: &str) -> String {
         prefix(*bound)
     );
     capital(&text)
-}
-
-fn prefix(bound: Bound) -> &'static str {
-    match bound {
-        Bound::Exactly => "",
-        Bound::About => "about ",
-        Bound::AtLeast => "at least ",
-    }
-}
-
-fn bound_id(bound: Bound) -> &'static str {
-    match bound {
-        Bound::Exactly => "exactly",
-        Bound::About => "about",
-        Bound::AtLeast => "at_least",
-    }
-}
-
-/// As errno(3) has it. `try_to_merge_with_ksm_page` knows only the first.
-fn error_name(error: i32) -> String {
-    match error {
-        14 => "EFAULT".to_owned(),
-        other => format!("error {other}"),
-    }
-}
-
-fn capital(text: &str) -> String {
-    let mut chars = text.chars();
-    chars.next().map(|first| first.to_uppercase().chain(chars).collect()).unwrap_or_default()
-}
-
-/// `64.0 MiB`
-fn size(bytes: u64) -> String {
-    let (mut value, mut unit) = (bytes as f64 / 1_024.0, "KiB");
-    for larger in ["MiB", "GiB", "TiB"] {
-        if value < 1_000.0 {
-            break;
-        }
-        (value, unit) = (value / 1_024.0, larger);
-    }
-    let decimals = usize::from(unit != "KiB");
-    format!("{value:.decimals$} {unit}")
-}
-
-/// `3.3 s`, `41 min`, `5.0 h`
-fn seconds(seconds: f64) -> String {
-    match seconds {
-        0.0..120.0 => format!("{seconds:.1} s"),
-        120.0..7_200.0 => format!("{:.0} min", seconds / 60.0),
-        _ => format!("{:.1} h", seconds / 3_600.0),
-    }
 }
