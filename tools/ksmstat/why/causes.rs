@@ -247,7 +247,7 @@ fn scanned(facts: &Facts, ksm: &Watched) -> Vec<Cause> {
     if matters(unscanned, of_pages) {
         // Of a process whose scanned pages the kernel does not count: at most all that are.
         let counted = facts.process.is_none() || own.is_some();
-        let bound = if counted { Bound::Exactly } else { Bound::AtLeast };
+        let bound = if counted || unscanned == of_pages { Bound::Exactly } else { Bound::AtLeast };
         let (pages_per_s, measured) = rate(ksm);
         let scan_s = all_pages(ksm).0.max(of_pages) as f64 / pages_per_s.max(f64::MIN_POSITIVE);
         let pages = unscanned;

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::causes::{Cause, NotScanned, Pages, memory, mergeable_pages};
 use super::facts::{Facts, Merges, Refusal, Share};
-use super::words::{bound_id, capital, error_name, prefix, seconds, size};
+use super::words::{bound_id, capital, error_name, prefix, seconds, size, so_many};
 use crate::sysfs::Counter;
 
 /// A cause's name, the facts it rests on, and both in a sentence.
@@ -170,9 +170,10 @@ pub fn told(cause: &Cause, facts: &Facts) -> Told {
                 ("pages_volatile", (*volatile).into()),
             ],
             format!(
-                "{pages} of {its} {of_pages} pages scanned and not merged have no equal, or change \
-                 from one scan to the next: which of the two KSM does not tell, as it counts all \
-                 processes together (pages_unshared {unshared}, pages_volatile {volatile})."
+                "{} have no equal, or change from one scan to the next: which of the two KSM does not \
+                 tell, as it counts all processes together (pages_unshared {unshared}, pages_volatile \
+                 {volatile}).",
+                capital(&so_many(*pages, its, *of_pages, "pages scanned and not merged"))
             ),
         ),
         Cause::SmartScan { skips, share } => {
@@ -295,16 +296,19 @@ fn not_asked(used: u64, mergeable: u64, merge_any: Option<bool>, has_prctl: bool
 
 fn not_scanned(it: &NotScanned, its: &str) -> Parts {
     let NotScanned { pages, of_pages, once, pages_per_s, scan_s, .. } = it;
-    let twice = if *once > 0 { " twice" } else { "" };
+    let second = match once {
+        0 => "and it is the second scan that merges",
+        _ => "some for the second time, which is the one that merges",
+    };
     let (most, least) = match it.measured {
         true => ("", ""),
         false => (" at most (pages_to_scan, sleep_millisecs)", "at least "),
     };
     let sentence = format!(
-        "{}{pages} of {its} {of_pages} mergeable pages have not been scanned{twice} yet, and the \
-         second scan is the first that merges: a full scan takes {least}{} at {pages_per_s:.0} \
+        "{}{} are still to be scanned, {second}: a full scan takes {least}{} at {pages_per_s:.0} \
          pages a second{most}.",
         prefix(it.bound),
+        so_many(*pages, its, *of_pages, "mergeable pages"),
         seconds(*scan_s)
     );
     let facts = vec![
@@ -344,13 +348,10 @@ fn pages_facts(pages: &Pages) -> Vec<Field> {
     ]
 }
 
-/// `At least 7 of its 9 pages that are scanned and not merged VERB`.
+/// `At least 7 of its 9 pages scanned and not merged VERB`
 fn many(pages: &Pages, its: &str, singular: &str, plural: &str) -> String {
     let Pages { pages, of_pages, bound } = pages;
     let verb = if *pages == 1 { singular } else { plural };
-    let text = format!(
-        "{}{pages} of {its} {of_pages} pages scanned and not merged {verb}",
-        prefix(*bound)
-    );
-    capital(&text)
+    let pages = so_many(*pages, its, *of_pages, "pages scanned and not merged");
+    capital(&format!("{}{pages} {verb}", prefix(*bound)))
 }

@@ -20,6 +20,15 @@ pub fn bound_id(bound: Bound) -> &'static str {
     }
 }
 
+/// `7 of its 9 pages`, `all its 9 pages`; `its` is `all` for those of all processes.
+pub fn so_many(number: u64, its: &str, of: u64, what: &str) -> String {
+    match (number == of, its) {
+        (false, _) => format!("{number} of {its} {of} {what}"),
+        (true, "all") => format!("all {of} {what}"),
+        (true, _) => format!("all {its} {of} {what}"),
+    }
+}
+
 /// As errno(3) has it. `try_to_merge_with_ksm_page` knows only the first.
 pub fn error_name(error: i32) -> String {
     match error {
@@ -67,6 +76,14 @@ mod tests {
         assert_eq!(sizes.map(size), texts);
         let texts = ["0.1 s", "119.9 s", "2 min", "120 min", "2.0 h", "1000.0 h"];
         assert_eq!([0.06, 119.9, 120.0, 7_199.0, 7_200.0, 3.6e6].map(seconds), texts);
+    }
+
+    #[test]
+    fn all_of_them_are_all() {
+        assert_eq!(so_many(7, "its", 9, "pages"), "7 of its 9 pages");
+        assert_eq!(so_many(7, "all", 9, "pages"), "7 of all 9 pages");
+        assert_eq!(so_many(9, "its", 9, "pages"), "all its 9 pages");
+        assert_eq!(so_many(9, "all", 9, "pages"), "all 9 pages");
     }
 
     #[test]

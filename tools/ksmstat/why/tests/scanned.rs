@@ -11,16 +11,16 @@ fn not_scanned_yet() {
     let facts = process(mergeable(8), 0, 0, &[]);
     assert_eq!(ids(&facts), ["not_scanned"]);
     insta::assert_snapshot!(why(&facts), @r"
-    2048 of its 2048 mergeable pages have not been scanned yet, and the second scan
-      is the first that merges: a full scan takes 0.4 s at 5000 pages a second.
+    All its 2048 mergeable pages are still to be scanned, and it is the second scan
+      that merges: a full scan takes 0.4 s at 5000 pages a second.
     ");
     // Once is not enough.
     let once = [(Counter::PagesVolatile, 1_024), (Counter::FullScans, 1)];
     let facts = process(mergeable(8), 1_024, 0, &once);
     assert_eq!(ids(&facts), ["not_scanned"]);
     insta::assert_snapshot!(why(&facts), @r"
-    2048 of its 2048 mergeable pages have not been scanned twice yet, and the second
-      scan is the first that merges: a full scan takes 0.4 s at 5000 pages a second.
+    All its 2048 mergeable pages are still to be scanned, some for the second time,
+      which is the one that merges: a full scan takes 0.4 s at 5000 pages a second.
     ");
     let facts = host(8, &[(Counter::PagesVolatile, 2_048), (Counter::FullScans, 1)]);
     assert_eq!(ids(&facts), ["not_scanned"]);
@@ -36,9 +36,9 @@ fn the_rate_is_the_settings_where_it_is_not_measured() {
     assert_eq!(ids(&facts), ["not_scanned"]);
     insta::assert_snapshot!(text(&facts), @r"
     Nothing of process 4711 (web) is merged: nothing is merged on this host.
-    At least 2048 of its 2048 mergeable pages have not been scanned yet, and the
-      second scan is the first that merges: a full scan takes at least 0.4 s at 5000
-      pages a second at most (pages_to_scan, sleep_millisecs).
+    All its 2048 mergeable pages are still to be scanned, and it is the second scan
+      that merges: a full scan takes at least 0.4 s at 5000 pages a second at most
+      (pages_to_scan, sleep_millisecs).
     Which process's pages were scanned Linux tells since 6.1: figures of scanned
       pages are of all processes.
     ");
@@ -49,7 +49,7 @@ fn all_different() {
     let facts = process(mergeable(8), 2_048, 0, &[(Counter::PagesUnshared, 2_048)]);
     assert_eq!(ids(&facts), ["all_different"]);
     insta::assert_snapshot!(why(&facts), @r"
-    2048 of its 2048 pages scanned and not merged have no equal (pages_unshared).
+    All its 2048 pages scanned and not merged have no equal (pages_unshared).
     ");
     assert_eq!(ids(&host(8, &[(Counter::PagesUnshared, 2_048)])), ["all_different"]);
 }
@@ -61,14 +61,14 @@ fn changing_too_fast() {
     assert_eq!(ids(&facts), ["volatile"]);
     facts.ksm.as_mut().unwrap().merges = Merges::Untold(None);
     insta::assert_snapshot!(why(&facts), @r"
-    2048 of its 2048 pages scanned and not merged change from one scan to the next
+    All its 2048 pages scanned and not merged change from one scan to the next
       (pages_volatile).
     Whether merges failed is not told here: KSM's tracepoints came with Linux 6.3.
     ");
     // No two scans while it was watched.
     facts.ksm.as_mut().unwrap().first = State::of(&[(Counter::FullScans, 11)]);
     insta::assert_snapshot!(why(&facts), @r"
-    2048 of its 2048 pages scanned and not merged change from one scan to the next
+    All its 2048 pages scanned and not merged change from one scan to the next
       (pages_volatile), or were seen only once: watch longer (-d).
     Whether merges failed is not told here: KSM's tracepoints came with Linux 6.3.
     ");
@@ -81,9 +81,9 @@ fn other_processes_leave_it_open() {
     let facts = process(mergeable(8), 2_048, 0, &counters);
     assert_eq!(ids(&facts), ["different_or_volatile"]);
     insta::assert_snapshot!(why(&facts), @r"
-    2048 of its 2048 pages scanned and not merged have no equal, or change from one
-      scan to the next: which of the two KSM does not tell, as it counts all
-      processes together (pages_unshared 9000, pages_volatile 8000).
+    All its 2048 pages scanned and not merged have no equal, or change from one scan
+      to the next: which of the two KSM does not tell, as it counts all processes
+      together (pages_unshared 9000, pages_volatile 8000).
     ");
     // More than the others account for.
     let facts = process(mergeable(64), 16_384, 0, &counters);
@@ -106,8 +106,7 @@ fn smart_scan_skips() {
     (ksm.unshared_most, ksm.unshared_mean) = (2_048, 220.0);
     assert_eq!(ids(&facts), ["all_different", "smart_scan"]);
     insta::assert_snapshot!(why(&facts), @r"
-    About 2048 of all 2048 pages scanned and not merged have no equal
-      (pages_unshared).
+    About all 2048 pages scanned and not merged have no equal (pages_unshared).
     Smart scan skips 89 % of visits to pages not merged so far (pages_skipped grew
       by 40000): if they become equal, it is seen late; smart_scan 0 ends that.
     ");
@@ -152,7 +151,7 @@ fn equal_pages_on_different_nodes() {
     memory.node_pages = [(0, 1_025), (1, 1_023)].into();
     assert_eq!(ids(&facts), ["all_different", "across_nodes"]);
     insta::assert_snapshot!(why(&facts), @r"
-    2048 of all 2048 pages scanned and not merged have no equal (pages_unshared).
+    All 2048 pages scanned and not merged have no equal (pages_unshared).
     Pages are not merged across NUMA nodes, as merge_across_nodes is 0: of mergeable
       ones are 1025 on node 0, 1023 on node 1.
     ");
@@ -222,8 +221,8 @@ fn pages_of_zeroes_do_not_count_as_sharing() {
     let facts = host(8, &[(Counter::UseZeroPages, 1), (Counter::KsmZeroPages, 7)]);
     insta::assert_snapshot!(text(&facts), @r"
     Only pages of zeroes are merged on this host.
-    2048 of all 2048 mergeable pages have not been scanned yet, and the second scan
-      is the first that merges: a full scan takes 0.4 s at 5000 pages a second.
+    All 2048 mergeable pages are still to be scanned, and it is the second scan that
+      merges: a full scan takes 0.4 s at 5000 pages a second.
     7 pages of zeroes are merged with the kernel's own, which is not counted as
       sharing (use_zero_pages is 1; ksm_zero_pages).
     ");
@@ -243,8 +242,8 @@ fn several_causes_come_by_how_many_pages_they_concern() {
     1024 pages are merged on this host into 100, which saves 3.6 MiB.
     4096 of all 5120 pages scanned and not merged change from one scan to the next
       (pages_volatile).
-    2048 of all 8192 mergeable pages have not been scanned yet, and the second scan
-      is the first that merges: a full scan takes 1.6 s at 5000 pages a second.
+    2048 of all 8192 mergeable pages are still to be scanned, and it is the second
+      scan that merges: a full scan takes 1.6 s at 5000 pages a second.
     1024 of all 5120 pages scanned and not merged have no equal (pages_unshared).
     ");
 }
