@@ -27,7 +27,8 @@ pub fn watch(length: Duration, stop: &Stop, pid: Option<i32>) -> Result<Watched>
         return Ok(Watched { last: first.clone(), first, ..Watched::default() });
     }
     let mut object = MaybeUninit::uninit();
-    let tracer = Tracer::start(Wanted::default(), &mut object);
+    let wanted = Wanted { processes: pid.is_some(), ..Wanted::default() };
+    let tracer = Tracer::start(wanted, &mut object);
     let (first, started) = (State::read()?, Instant::now());
     let (mut last, mut unshared) = (first.clone(), Vec::new());
     let mut stopped = false;
