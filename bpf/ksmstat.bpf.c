@@ -31,6 +31,8 @@ bool knows_pages;
 /* All that counts only grows. */
 __u64 merged;
 __u64 merge_failed;
+/* Those that failed, by errno. */
+__u64 merge_errors[MERGE_ERRORS];
 __u64 zero_merged;
 __u64 batches;
 __u64 scan_ns;
@@ -118,6 +120,14 @@ static __noinline struct ksm_events *events_of(struct ksm_process *process, stru
 
 enum merge { MERGED, FAILED, ZERO };
 
+static __always_inline void count_error(__s32 err)
+{
+	/* As 64 bits: old verifiers lose the bounds of 32. */
+	__u64 error = -(__s64)err & (MERGE_ERRORS - 1);
+
+	__sync_fetch_and_add(&merge_errors[error], 1);
+}
+
 static __always_inline void count_merge(struct mm_struct *mm, enum merge what)
 {
 	struct ksm_process process = {};
@@ -145,6 +155,8 @@ static __always_inline void count_merge(struct mm_struct *mm, enum merge what)
 SEC("tp/ksm/ksm_merge_with_ksm_page")
 int ksm_merge_with_ksm_page(struct ksm_merge_with_ksm_page_record *ctx)
 {
+	if (ctx->err)
+		count_error(ctx->err);
 	count_merge(ctx->mm, ctx->err ? FAILED : MERGED);
 	return FOR_PERF_TOO;
 }
@@ -153,6 +165,8 @@ int ksm_merge_with_ksm_page(struct ksm_merge_with_ksm_page_record *ctx)
 SEC("tp/ksm/ksm_merge_one_page")
 int ksm_merge_one_page(struct ksm_merge_one_page_record *ctx)
 {
+	if (ctx->err)
+		count_error(ctx->err);
 	count_merge(ctx->mm, ctx->err ? FAILED : ZERO);
 	return FOR_PERF_TOO;
 }

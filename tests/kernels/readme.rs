@@ -43,7 +43,7 @@ const WORKLOADS: [&str; 2] = ["idle=100", "exits=pio:1000000@200,mmio:1000000@10
 /// The table's first cells, and how to find out.
 type Probe = (&'static str, fn() -> bool);
 
-const PROBES: [Probe; 15] = [
+const PROBES: [Probe; 16] = [
     ("`runqlat`: waits, of which VM", || fills(RUNQLAT, &["--by", "vm"], "vm", "loadgen-0001")),
     ("`runqlat`: woken or preempted, moved waits whole", || fills(RUNQLAT, &[], "preempted", "")),
     ("`kvmexits`: exits from guest mode", || fills(KVMEXITS, &[], "kind", "hardware")),
@@ -67,6 +67,9 @@ const PROBES: [Probe; 15] = [
     ("`ksmstat`: merged pages of processes", || fills_process(&[], "merging_pages")),
     ("`ksmstat`: merges and failures, by process", || {
         fills(KSMSTAT, &[], "merged", "") && fills_process(&[], "merged")
+    }),
+    ("`ksmstat --why`: what hinders merging", || {
+        output(KSMSTAT, &["--why", "--json"]).contains("{\"cause\":")
     }),
     ("`ksmstat --cow`, `--stacks`", || fills_process(&["--cow"], "cow_breaks")),
     ("`loadgen`: spin, idle, duty", || ["spin", "idle", "duty=30"].into_iter().all(guests_run)),

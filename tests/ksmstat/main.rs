@@ -9,6 +9,7 @@ mod util;
 mod cli;
 mod formats;
 mod rates;
+mod why;
 
 /// The binary under test.
 const KSMSTAT: &str = env!("CARGO_BIN_EXE_ksmstat");

@@ -7,7 +7,8 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 use common::session::host_cannot;
 
-const DIRECTORY: &str = "/sys/kernel/mm/ksm";
+/// Where the files are; not there if the kernel has no KSM.
+pub const DIRECTORY: &str = "/sys/kernel/mm/ksm";
 
 /// What a counter's number is a number of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -180,6 +181,16 @@ impl State {
                 .with_context(|| format!("failed to parse `{}`", path.display()))?;
         }
         Ok(state)
+    }
+
+    /// So many of each, and no others.
+    #[cfg(test)]
+    pub fn of(counters: &[(Counter, i64)]) -> Self {
+        let mut state = Self::default();
+        for &(counter, number) in counters {
+            state.numbers[counter as usize] = Some(number);
+        }
+        state
     }
 
     /// Its number; `None` if this kernel has no such counter, or it is no number.

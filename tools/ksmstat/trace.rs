@@ -1,5 +1,6 @@
 //! ksmstat's BPF programs: opened, told what to do, loaded, attached, and read.
 
+use std::collections::BTreeMap;
 use std::io::Read as _;
 use std::mem::{MaybeUninit, size_of};
 use std::os::fd::{AsRawFd as _, IntoRawFd as _};
@@ -160,6 +161,13 @@ impl<'obj> Tracer<'obj> {
         let events: Vec<(types::ksm_process, types::ksm_events)> =
             read_all(&self.skel.maps.processes, 0)?;
         Ok(events.iter().map(|(process, e)| (process_id(process), self::events(e))).collect())
+    }
+
+    /// Attempts to merge since the start, of all processes: how many went well, and how many failed, by error.
+    pub fn merges(&self) -> Result<(u64, BTreeMap<i32, u64>)> {
+        let bss = self.bss()?;
+        let errors = (0_i32..).zip(bss.merge_errors).filter(|(_, times)| *times > 0).collect();
+        Ok((bss.merged + bss.zero_merged, errors))
     }
 
     /// Forgets processes that have ended, now that they have been read.
