@@ -7,7 +7,7 @@ use std::os::fd::{FromRawFd as _, RawFd};
 use std::ptr::{self, NonNull};
 use std::sync::atomic::Ordering::Relaxed;
 use std::thread::{self, Scope, Thread};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use kvm_bindings::{
@@ -139,6 +139,8 @@ pub(crate) struct Guest<'a> {
     pub(crate) index: u32,
     pub(crate) parent: u32,
     pub(crate) kvm: RawFd,
+    /// When the parent began to fork it.
+    pub(crate) forked: Instant,
 }
 
 /// A guest's name, from its number counted from 0: `loadgen-0001` is the first.
@@ -340,13 +342,17 @@ impl Guest<'_> {
     /// Tells the parent that one more thread is ready, and waits for it to start or end the run.
     fn wait_for_order(&self) -> Order {
         let control = self.shared.control();
-        control.settle(self.plan.vms * self.plan.threads);
-        control.wait_for_order()
+        control.settle();
+        control.wait_for_order(self.index)
     }
 
     /// Waits for the start, then runs the vCPU until the guest has left.
     fn run_vcpu(&self, number: u32, mut vcpu: VcpuFd) {
         self.page(number).tid.store(process::gettid(), Relaxed);
+        if number == 0 {
+            let creation_ns = u64::try_from(self.forked.elapsed().as_nanos()).unwrap_or(u64::MAX);
+            self.page(0).creation_ns.store(creation_ns, Relaxed);
+        }
         if self.wait_for_order() == Order::Leave {
             return;
         }

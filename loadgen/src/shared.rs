@@ -10,23 +10,27 @@ use crate::image::{self, IMAGE_SIZE};
 use crate::record::{PAGE_SIZE, VcpuPage};
 use crate::workload::Workload;
 
-/// What the guests wait for; as long as there is none, its place holds 0.
+/// What guests are told that wait for the start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u32)]
 pub(crate) enum Order {
     /// Start.
-    Run = 1,
+    Run,
     /// Leave without having started.
-    Leave = 2,
+    Leave,
 }
+
+/// As a number of guests that may run: none may, and those that wait shall leave.
+const LEAVE: u32 = u32::MAX;
 
 /// What concerns all guests.
 #[repr(C)]
 pub(crate) struct Control {
-    /// An [`Order`]; a futex.
-    order: AtomicU32,
+    /// How many of the guests, in the order of their numbers, may run; or [`LEAVE`]. A futex.
+    running: AtomicU32,
     /// Threads of guests that are there and wait for the order; a futex.
     settled: AtomicU32,
+    /// How many of these the parent waits for.
+    awaited: AtomicU32,
 }
 
 /// The mapping. It is inherited by every guest, which never unmaps it.
@@ -133,37 +137,49 @@ pub(crate) fn map_side_by_side(parts: [(*mut u8, usize); 2]) -> io::Result<NonNu
 }
 
 impl Control {
-    /// The parent: tells all guests to run or to leave.
-    pub(crate) fn give(&self, order: Order) {
-        self.order.store(order as u32, Ordering::Release);
-        futex_wake(&self.order);
+    /// The parent: lets the first `guests` run; those that do already go on.
+    pub(crate) fn let_run(&self, guests: u32) {
+        self.running.store(guests, Ordering::Release);
+        futex_wake(&self.running);
     }
 
-    /// A thread of a guest: waits until it is told to run or to leave.
-    pub(crate) fn wait_for_order(&self) -> Order {
+    /// The parent: tells all guests that wait to leave; of no effect on those that run.
+    pub(crate) fn leave(&self) {
+        self.let_run(LEAVE);
+    }
+
+    /// A thread of guest `index`: waits until it is told to run or to leave.
+    pub(crate) fn wait_for_order(&self, index: u32) -> Order {
         loop {
-            match self.order.load(Ordering::Acquire) {
-                run if run == Order::Run as u32 => return Order::Run,
-                leave if leave == Order::Leave as u32 => return Order::Leave,
-                waiting => futex_wait(&self.order, waiting, None),
+            match self.running.load(Ordering::Acquire) {
+                LEAVE => return Order::Leave,
+                running if index < running => return Order::Run,
+                running => futex_wait(&self.running, running, None),
             }
         }
     }
 
-    /// A thread of a guest is ready; the last of `all` wakes the parent.
-    pub(crate) fn settle(&self, all: u32) {
-        if self.settled.fetch_add(1, Ordering::AcqRel) + 1 == all {
+    /// The parent: from now on it waits for so many threads.
+    pub(crate) fn await_settled(&self, threads: u32) {
+        self.awaited.store(threads, Ordering::Release);
+    }
+
+    /// A thread of a guest is ready; the last of those awaited wakes the parent.
+    pub(crate) fn settle(&self) {
+        let settled = self.settled.fetch_add(1, Ordering::AcqRel) + 1;
+        if settled == self.awaited.load(Ordering::Acquire) {
             futex_wake(&self.settled);
         }
     }
 
-    /// The parent: how many are ready. Waits up to `timeout` if it is fewer than `all`.
-    pub(crate) fn wait_until_settled(&self, all: u32, timeout: Duration) -> bool {
+    /// The parent: whether all are ready. Waits up to `timeout` if not.
+    pub(crate) fn wait_until_settled(&self, timeout: Duration) -> bool {
+        let awaited = self.awaited.load(Ordering::Acquire);
         let settled = self.settled.load(Ordering::Acquire);
-        if settled < all {
+        if settled < awaited {
             futex_wait(&self.settled, settled, Some(timeout));
         }
-        self.settled.load(Ordering::Acquire) >= all
+        self.settled.load(Ordering::Acquire) >= awaited
     }
 }
 
