@@ -196,6 +196,12 @@ impl Fleet {
         (0..self.created).map(|vm| self.page(vm, 0).creation_ns.load(Relaxed))
     }
 
+    /// Rounds of the workload's loop that each guest has done, its vCPUs together.
+    pub fn iterations(&self) -> impl Iterator<Item = u64> {
+        let of = |vm, vcpu| self.page(vm, vcpu).iterations.load(Relaxed);
+        (0..self.created).map(move |vm| (0..self.plan.vcpus).map(|vcpu| of(vm, vcpu)).sum())
+    }
+
     /// A sentence about what this host did not allow, if anything.
     pub fn warning(&self) -> Option<String> {
         self.cgroup.warning()
