@@ -21,7 +21,7 @@ use crate::ksm;
 use crate::memory::Memory;
 use crate::process::{self, Ended};
 use crate::record::{PAGE_SIZE, VcpuPage};
-use crate::shared::Shared;
+use crate::shared::{Control, Shared};
 use crate::truth::{IoThread, MemoryTruth, OfVm, Truth};
 use crate::workload::Workload;
 
@@ -173,7 +173,7 @@ impl Fleet {
 
     /// Lets all guests that have been created run, at once.
     pub fn start(&self) {
-        self.shared.control().let_run(self.created);
+        self.shared.control().run.open_for(self.created);
     }
 
     /// Number of guests created.
@@ -326,7 +326,6 @@ impl Fleet {
         mut progress: impl FnMut(u32) -> ControlFlow<()>,
     ) -> Result<()> {
         let parent = process::pid();
-        self.shared.control().await_settled(vms * self.plan.threads);
         for index in self.created..vms {
             self.cgroup.add_guest(index)?;
             let guest = Guest {
@@ -357,10 +356,17 @@ impl Fleet {
         Ok(())
     }
 
+    /// Waits until all threads are there, then until all guests are in the cgroup.
     fn wait_until_ready(&mut self) -> Result<()> {
-        // It may be fewer than were wanted.
-        self.shared.control().await_settled(self.created * self.plan.threads);
-        while !self.shared.control().wait_until_settled(SETTLE_POLL) {
+        let threads = self.created * self.plan.threads;
+        self.wait_for(|control| control.settled.wait(threads, SETTLE_POLL))?;
+        let guests = self.created;
+        self.shared.control().join.open_for(guests);
+        self.wait_for(|control| control.joined.wait(guests, SETTLE_POLL))
+    }
+
+    fn wait_for(&mut self, come: impl Fn(&Control) -> bool) -> Result<()> {
+        while !come(self.shared.control()) {
             self.reap(false);
             if let Some(failure) = self.failures.first() {
                 return Err(anyhow!("failed to create guests: {failure}"));

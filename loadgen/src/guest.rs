@@ -182,8 +182,7 @@ impl Guest<'_> {
         for vcpu in 0..self.plan.vcpus {
             vcpus.push(self.create_vcpu(&vm, vcpu)?);
         }
-        // Not before: creation at so low a weight would starve as soon as the host has anything else to do.
-        self.cgroup.join(self.index).map_err(of_io(Step::JoinCgroup))?;
+        self.cgroup.or_nice().map_err(of_io(Step::JoinCgroup))?;
         if let Some(cpus) = &self.plan.cpus {
             cpus.bind().map_err(of_io(Step::Bind))?;
         }
@@ -308,7 +307,7 @@ impl Guest<'_> {
         thread::scope(|scope| {
             let thread = self.spawn(scope, 0, "io", || {
                 page.io_thread_tid.store(process::gettid(), Relaxed);
-                if self.wait_for_order() == Order::Run {
+                if self.wait_for_start() == Order::GoOn {
                     io::burn(page, percent);
                 }
             });
@@ -340,20 +339,39 @@ impl Guest<'_> {
     }
 
     /// Tells the parent that one more thread is ready, and waits for it to start or end the run.
-    fn wait_for_order(&self) -> Order {
+    fn wait_for_start(&self) -> Order {
         let control = self.shared.control();
-        control.settle();
-        control.wait_for_order(self.index)
+        control.settled.come();
+        control.run.wait(self.index)
+    }
+
+    /// The same for the first thread, which takes the guest to its cgroup in between: not before, as creation at so
+    /// low a weight would starve as soon as the host has anything else to do, other guests for one.
+    fn join_and_wait_for_start(&self) -> Order {
+        let control = self.shared.control();
+        control.settled.come();
+        if control.join.wait(self.index) == Order::Leave {
+            return Order::Leave;
+        }
+        if let Err(e) = self.cgroup.join(self.index) {
+            self.die(0, of_io(Step::JoinCgroup)(e));
+        }
+        control.joined.come();
+        control.run.wait(self.index)
     }
 
     /// Waits for the start, then runs the vCPU until the guest has left.
     fn run_vcpu(&self, number: u32, mut vcpu: VcpuFd) {
-        self.page(number).tid.store(process::gettid(), Relaxed);
-        if number == 0 {
+        let page = self.page(number);
+        page.tid.store(process::gettid(), Relaxed);
+        let order = if number == 0 {
             let creation_ns = u64::try_from(self.forked.elapsed().as_nanos()).unwrap_or(u64::MAX);
-            self.page(0).creation_ns.store(creation_ns, Relaxed);
-        }
-        if self.wait_for_order() == Order::Leave {
+            page.creation_ns.store(creation_ns, Relaxed);
+            self.join_and_wait_for_start()
+        } else {
+            self.wait_for_start()
+        };
+        if order == Order::Leave {
             return;
         }
         loop {

@@ -10,26 +10,39 @@ use crate::image::{self, IMAGE_SIZE};
 use crate::record::{PAGE_SIZE, VcpuPage};
 use crate::workload::Workload;
 
-/// What guests are told that wait for the start.
+/// What a guest is told that waits at a gate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Order {
-    /// Start.
-    Run,
-    /// Leave without having started.
+    /// Go on.
+    GoOn,
+    /// Leave without having run.
     Leave,
 }
-
-/// As a number of guests that may run: none may, and those that wait shall leave.
-const LEAVE: u32 = u32::MAX;
 
 /// What concerns all guests.
 #[repr(C)]
 pub(crate) struct Control {
-    /// How many of the guests, in the order of their numbers, may run; or [`LEAVE`]. A futex.
-    running: AtomicU32,
-    /// Threads of guests that are there and wait for the order; a futex.
-    settled: AtomicU32,
-    /// How many of these the parent waits for.
+    /// Who may join the cgroup: as long as guests are created, those that run would keep them from it.
+    pub(crate) join: Gate,
+    /// Who may run.
+    pub(crate) run: Gate,
+    /// Threads of guests that are there.
+    pub(crate) settled: Tally,
+    /// Guests that are in the cgroup.
+    pub(crate) joined: Tally,
+}
+
+/// How many of the guests, in the order of their numbers, may go on; or [`LEAVE`]. A futex.
+#[repr(transparent)]
+pub(crate) struct Gate(AtomicU32);
+
+/// For a [`Gate`]: those that wait at it shall leave.
+const LEAVE: u32 = u32::MAX;
+
+/// How many have come, and how many of them the parent waits for; the first is a futex.
+#[repr(C)]
+pub(crate) struct Tally {
+    come: AtomicU32,
     awaited: AtomicU32,
 }
 
@@ -137,49 +150,49 @@ pub(crate) fn map_side_by_side(parts: [(*mut u8, usize); 2]) -> io::Result<NonNu
 }
 
 impl Control {
-    /// The parent: lets the first `guests` run; those that do already go on.
-    pub(crate) fn let_run(&self, guests: u32) {
-        self.running.store(guests, Ordering::Release);
-        futex_wake(&self.running);
-    }
-
     /// The parent: tells all guests that wait to leave; of no effect on those that run.
     pub(crate) fn leave(&self) {
-        self.let_run(LEAVE);
+        self.join.open_for(LEAVE);
+        self.run.open_for(LEAVE);
+    }
+}
+
+impl Gate {
+    /// The parent: lets the first `guests` go on.
+    pub(crate) fn open_for(&self, guests: u32) {
+        self.0.store(guests, Ordering::Release);
+        futex_wake(&self.0);
     }
 
-    /// A thread of guest `index`: waits until it is told to run or to leave.
-    pub(crate) fn wait_for_order(&self, index: u32) -> Order {
+    /// A thread of guest `index`: waits until it may go on or is to leave.
+    pub(crate) fn wait(&self, index: u32) -> Order {
         loop {
-            match self.running.load(Ordering::Acquire) {
+            match self.0.load(Ordering::Acquire) {
                 LEAVE => return Order::Leave,
-                running if index < running => return Order::Run,
-                running => futex_wait(&self.running, running, None),
+                guests if index < guests => return Order::GoOn,
+                guests => futex_wait(&self.0, guests, None),
             }
         }
     }
+}
 
-    /// The parent: from now on it waits for so many threads.
-    pub(crate) fn await_settled(&self, threads: u32) {
-        self.awaited.store(threads, Ordering::Release);
-    }
-
-    /// A thread of a guest is ready; the last of those awaited wakes the parent.
-    pub(crate) fn settle(&self) {
-        let settled = self.settled.fetch_add(1, Ordering::AcqRel) + 1;
-        if settled == self.awaited.load(Ordering::Acquire) {
-            futex_wake(&self.settled);
+impl Tally {
+    /// One more has come; the last of those awaited wakes the parent.
+    pub(crate) fn come(&self) {
+        let come = self.come.fetch_add(1, Ordering::AcqRel) + 1;
+        if come == self.awaited.load(Ordering::Acquire) {
+            futex_wake(&self.come);
         }
     }
 
-    /// The parent: whether all are ready. Waits up to `timeout` if not.
-    pub(crate) fn wait_until_settled(&self, timeout: Duration) -> bool {
-        let awaited = self.awaited.load(Ordering::Acquire);
-        let settled = self.settled.load(Ordering::Acquire);
-        if settled < awaited {
-            futex_wait(&self.settled, settled, Some(timeout));
+    /// The parent: whether so many have come. Waits up to `timeout` if not.
+    pub(crate) fn wait(&self, awaited: u32, timeout: Duration) -> bool {
+        self.awaited.store(awaited, Ordering::Release);
+        let come = self.come.load(Ordering::Acquire);
+        if come < awaited {
+            futex_wait(&self.come, come, Some(timeout));
         }
-        self.settled.load(Ordering::Acquire) >= awaited
+        self.come.load(Ordering::Acquire) >= awaited
     }
 }
 
