@@ -167,6 +167,8 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let limit = ramp.climb();
     let stopped = ramp.fleet.stop();
     let (fleet, lateness) = (ramp.fleet, ramp.probe.lateness());
+    // Whoever asks for the end twice has it already.
+    while held_back.take() {}
     let guests = fleet.vms();
     fleet.finish()?;
     let limit = limit?;
@@ -298,7 +300,7 @@ impl Ramp<'_> {
         // What it was while guests were created is no part of what they do.
         self.probe.lateness();
         let done: Vec<u64> = self.fleet.iterations().collect();
-        let running = self.tools.start(self.args.hold)?;
+        let running = self.tools.start(self.args.hold, self.held_back)?;
         let mut limit = None;
         while started.elapsed() < self.args.hold && limit.is_none() {
             std::thread::sleep(LOOK.min(self.args.hold.saturating_sub(started.elapsed())));
@@ -310,7 +312,9 @@ impl Ramp<'_> {
             self.fleet.iterations().zip(&done).filter(|(now, before)| now > *before).count();
         let lateness = self.probe.lateness();
         let probe = &mut self.probe;
-        // Those who are interrupted by a signal have been told of it, too, or end with the hold.
+        if limit.is_some() {
+            running.interrupt();
+        }
         let seen = running.finish(|| probe.listen())?;
         let creations = Hist::of(self.fleet.creations_ns().skip(before as usize));
         let per_s = |now: Option<u64>, then: Option<u64>| {
@@ -344,7 +348,7 @@ impl Ramp<'_> {
     }
 
     fn limit(&mut self) -> Option<Limit> {
-        if self.held_back.pending() {
+        if self.held_back.take() {
             return Some(Limit::Signal);
         }
         if let Some(failure) = self.fleet.failures().first() {

@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, anyhow};
 use common::session::complain;
 
+use crate::signals::HeldBack;
+
 /// On an overloaded host a tool may take so much longer than it was told to.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -74,14 +76,16 @@ impl Tools {
     }
 
     /// Starts them all, for so long.
-    pub(crate) fn start(&self, time: Duration) -> Result<Running> {
+    pub(crate) fn start(&self, time: Duration, held_back: &HeldBack) -> Result<Running> {
         let mut running = Running { kept: self.kept.clone(), children: vec![] };
         for (name, path) in &self.found {
             let more =
                 TOOLS.iter().find(|(tool, _)| tool == name).map_or(&[][..], |(_, more)| more);
             // Not a pipe: nobody reads before the end.
             let out = unnamed_file(c"ramp").context("failed to make a file for a tool's output")?;
-            let child = Command::new(path)
+            let mut command = Command::new(path);
+            let child = held_back
+                .spare(&mut command)
                 .args(["--csv", "-d", &time.as_secs_f64().to_string()])
                 .args(more)
                 .stdin(Stdio::null())
@@ -95,6 +99,14 @@ impl Tools {
 }
 
 impl Running {
+    /// Lets them end now: they print what they have seen.
+    pub(crate) fn interrupt(&self) {
+        for (_, child, _) in &self.children {
+            // SAFETY: kill has no memory to go wrong with; the child has not been waited for, so the PID is its own.
+            unsafe { libc::kill(child.id().cast_signed(), libc::SIGINT) };
+        }
+    }
+
     /// Waits for their end, and reads what they have printed. `meanwhile` is called every so often.
     pub(crate) fn finish(mut self, mut meanwhile: impl FnMut()) -> Result<Seen> {
         let deadline = Instant::now() + PATIENCE;
