@@ -13,6 +13,7 @@ use crate::affinity;
 use crate::exits::ExitKind;
 use crate::fleet::Spec;
 use crate::ksm;
+use crate::pressure::Pressure;
 use crate::size::size_text;
 use crate::workload::Workload;
 
@@ -90,8 +91,7 @@ fn check_memory(spec: &Spec) -> Result<()> {
         ));
     }
     let needed_bytes = u64::from(spec.vms) * memory.bytes;
-    let available_bytes = available_bytes(&fs::read_to_string("/proc/meminfo").unwrap_or_default());
-    match available_bytes {
+    match Pressure::read().available_bytes {
         Some(available_bytes) if available_bytes < needed_bytes => Err(host_cannot(format!(
             "too much memory: {} guests with {} each need {}, and this host has {} available: ask for fewer or for less",
             spec.vms,
@@ -101,13 +101,6 @@ fn check_memory(spec: &Spec) -> Result<()> {
         ))),
         _ => Ok(()),
     }
-}
-
-/// `MemAvailable` of /proc/meminfo.
-fn available_bytes(meminfo: &str) -> Option<u64> {
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let kib: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
-    Some(kib << 10)
 }
 
 /// Refuses the exits that this KVM cannot make.

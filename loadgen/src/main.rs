@@ -1,5 +1,7 @@
 //! The command line of loadgen.
 
+mod guests;
+mod ramp;
 mod run;
 mod signals;
 
@@ -19,6 +21,7 @@ struct Args {
 #[derive(Subcommand)]
 enum Command {
     Run(run::Args),
+    Ramp(ramp::Args),
 }
 
 fn main() -> ExitCode {
@@ -28,5 +31,6 @@ fn main() -> ExitCode {
 fn run(args: Args) -> Result<ExitCode> {
     match args.command {
         Command::Run(args) => run::run(&args),
+        Command::Ramp(args) => ramp::run(&args),
     }
 }
