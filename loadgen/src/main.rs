@@ -1,5 +1,6 @@
 //! The command line of loadgen.
 
+mod check;
 mod run;
 mod signals;
 
@@ -19,6 +20,7 @@ struct Args {
 #[derive(Subcommand)]
 enum Command {
     Run(run::Args),
+    Check(check::Args),
 }
 
 fn main() -> ExitCode {
@@ -28,5 +30,6 @@ fn main() -> ExitCode {
 fn run(args: Args) -> Result<ExitCode> {
     match args.command {
         Command::Run(args) => run::run(&args),
+        Command::Check(args) => check::run(&args),
     }
 }
