@@ -50,10 +50,9 @@ fn line(finding: &Finding) -> String {
 }
 
 fn json(report: &Report) -> Value {
+    let can_run_guests = ("can_run_guests".to_owned(), report.cannot.is_none().into());
     let findings = report.findings.iter().map(|finding| (finding.key.to_owned(), json!(finding)));
-    let mut object: Map<_, _> = findings.collect();
-    object.insert("can_run_guests".to_owned(), report.cannot.is_none().into());
-    object.into()
+    [can_run_guests].into_iter().chain(findings).collect::<Map<_, _>>().into()
 }
 
 #[cfg(test)]

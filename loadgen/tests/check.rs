@@ -4,7 +4,9 @@ mod support;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use support::{PATIENCE, Running, alone, loadgen, threads};
@@ -65,9 +67,11 @@ fn meminfo_bytes(name: &str) -> u64 {
 #[test]
 fn figures_are_those_of_the_kernel() {
     let found = check();
-    let keys: Vec<_> = found.as_object().expect("an object").keys().map(String::as_str).collect();
+    let object = found.as_object().expect("an object");
+    let mut keys: Vec<_> = object.keys().map(String::as_str).collect();
+    keys.sort_unstable();
     assert_eq!(keys, KEYS);
-    for (key, finding) in found.as_object().expect("an object") {
+    for (key, finding) in object {
         let verdict = finding["verdict"].as_str();
         let known = ["ok", "warn", "fail", "unknown"].map(Some);
         assert!(key == "can_run_guests" || known.contains(&verdict), "{key}: {finding}");
@@ -155,13 +159,17 @@ impl PidsCgroup {
         self.0.join("pids.max")
     }
 
-    /// loadgen, which begins in the cgroup.
     fn loadgen(&self) -> Command {
-        let mut shell = Command::new("sh");
-        let join = r#"echo $$ >"$0" && exec "$@""#;
-        shell.args(["-c", join]).arg(self.0.join("cgroup.procs")).arg(loadgen().get_program());
-        shell
+        loadgen_in(&self.0)
     }
+}
+
+/// loadgen, which begins in this cgroup.
+fn loadgen_in(cgroup: &Path) -> Command {
+    let mut shell = Command::new("sh");
+    let join = r#"echo $$ >"$0" && exec "$@""#;
+    shell.args(["-c", join]).arg(cgroup.join("cgroup.procs")).arg(loadgen().get_program());
+    shell
 }
 
 impl Drop for PidsCgroup {
@@ -229,32 +237,34 @@ fn a_guest_takes_what_is_said() {
     let _alone = alone();
     let found = check();
     let each = |name: &str| found["guests"][name].as_u64().expect("a number");
-    let mut running =
-        Running::start(&["--vms", "7", "--workload", "idle=101", "--duration", "3"], None);
-    // KVM's own thread comes with the first run, or (up to Linux 6.12) is no thread of the process.
-    let deadline = std::time::Instant::now() + PATIENCE;
+    let workers_before = workers();
+    let args = ["--vms", "7", "--workload", "idle=101", "--duration", "3"];
+    let mut running = Running::start(&args, None);
     let guests = running.guests();
     assert_eq!(guests.len(), 7);
+    // KVM's own thread comes when a guest first runs.
+    let deadline = Instant::now() + PATIENCE;
+    let all = || -> usize {
+        let own: usize = guests.iter().map(|pid| threads(*pid).len()).sum();
+        own + workers() - workers_before
+    };
+    while (all() as u64) < 7 * each("threads_each") {
+        assert!(Instant::now() < deadline, "{} threads", all());
+        thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(all() as u64, 7 * each("threads_each"));
     for pid in guests {
-        let workers = || worker_threads(pid);
-        while threads(pid).len() as u64 + workers() < each("threads_each") {
-            assert!(std::time::Instant::now() < deadline, "{:?}", threads(pid));
-        }
-        assert_eq!(threads(pid).len() as u64 + workers(), each("threads_each"));
         let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).expect("descriptors").count();
         assert_eq!(descriptors as u64, each("descriptors_each"));
     }
     assert!(running.wait().0.success());
 }
 
-/// Kernel threads that KVM has started for a process: named `kvm-nx-lpage-recovery-PID`, of which 15 bytes are kept,
-/// so they are told apart by how many guests there are.
-fn worker_threads(pid: u32) -> u64 {
-    let own = threads(pid).iter().any(|tid| support::comm(*tid).starts_with("kvm-nx-lpage"));
-    let kernel_threads = fs::read_dir("/proc").expect("/proc").flatten();
-    let names =
-        kernel_threads.map(|e| fs::read_to_string(e.path().join("comm")).unwrap_or_default());
-    u64::from(!own && names.filter(|name| name.starts_with("kvm-nx-lpage")).count() >= 7)
+/// KVM's threads that are processes of their own, as they are up to Linux 6.12.
+fn workers() -> usize {
+    let processes = fs::read_dir("/proc").expect("/proc").flatten();
+    let names = processes.map(|e| fs::read_to_string(e.path().join("comm")).unwrap_or_default());
+    names.filter(|name| name.starts_with("kvm-nx-lpage")).count()
 }
 
 /// A cgroup for memory: gone when dropped.
@@ -288,16 +298,13 @@ fn a_guest_takes_as_much_memory_as_is_said() {
     let _alone = alone();
     let each = check()["guests"]["memory_each_bytes"].as_u64().expect("a number");
     let cgroup = MemoryCgroup::new();
-    let mut shell = Command::new("sh");
-    let join = r#"echo $$ >"$0" && exec "$@""#;
-    shell.args(["-c", join]).arg(cgroup.0.join("cgroup.procs")).arg(loadgen().get_program());
-    shell.args(["run", "--vms", "211", "--workload", "idle=11", "--duration", "6"]);
-    shell.stdout(std::process::Stdio::null());
-    let mut child = shell.spawn().expect("loadgen");
+    let mut command = loadgen_in(&cgroup.0);
+    command.args(["run", "--vms", "211", "--workload", "idle=11", "--duration", "6"]);
+    let mut child = command.stdout(Stdio::null()).spawn().expect("loadgen");
     let mut most_bytes = 0;
     while child.try_wait().expect("a child").is_none() {
         most_bytes = most_bytes.max(cgroup.usage_bytes());
-        std::thread::sleep(std::time::Duration::from_millis(50));
+        thread::sleep(Duration::from_millis(50));
     }
     let per_guest = most_bytes / 211;
     assert!((each / 2..=each).contains(&per_guest), "{per_guest} of {each}");

@@ -11,6 +11,7 @@ mod ksm_guests;
 mod ksmstat;
 mod kvmexits;
 mod loadgen;
+mod loadgen_check;
 mod readme;
 mod runqlat;
 mod vcpulag;

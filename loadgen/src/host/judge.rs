@@ -70,7 +70,7 @@ fn load_kvm(facts: &Facts) -> &'static str {
     } else if facts.has_flag("svm") {
         "modprobe kvm_amd"
     } else {
-        "turn virtualization on in the firmware (in a VM: nested virtualization)"
+        "turn virtualization on in the firmware (in a VM: nested)"
     }
 }
 
