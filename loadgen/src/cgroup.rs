@@ -58,10 +58,10 @@ impl Cgroup {
         let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
         let mut cgroup = Self::default();
         for version in [Version::V1, Version::V2] {
-            for mount in mounts(&mountinfo).filter(|mount| version.is_of(mount)).take(1) {
+            for mount in mounts(&mountinfo).filter(|mount| version.is_of(mount, "cpu")).take(1) {
                 // The top of the tree is right for root; next to its own cgroup is where others may be
                 // allowed to.
-                let beside = own_path(&own, version)
+                let beside = own_path(&own, version, "cpu")
                     .and_then(|path| path.strip_prefix(&mount.root).ok()?.parent())
                     .map(|path| mount.point.join(path));
                 let parents = [Some(mount.point), beside];
@@ -247,21 +247,22 @@ fn has_fleet(parent: &Path) -> bool {
 }
 
 impl Version {
-    fn is_of(self, mount: &Mount) -> bool {
+    /// Whether this is a hierarchy of the version, and of the controller where that has its own.
+    pub(crate) fn is_of(self, mount: &Mount, controller: &str) -> bool {
         match self {
-            Self::V1 => mount.kind == "cgroup" && mount.options.split(',').any(|o| o == "cpu"),
+            Self::V1 => mount.kind == "cgroup" && mount.options.split(',').any(|o| o == controller),
             Self::V2 => mount.kind == "cgroup2",
         }
     }
 }
 
 /// This process's own cgroup, from /proc/self/cgroup.
-fn own_path(own: &str, version: Version) -> Option<&Path> {
+pub(crate) fn own_path<'a>(own: &'a str, version: Version, controller: &str) -> Option<&'a Path> {
     own.lines().find_map(|line| {
         let mut fields = line.splitn(3, ':').skip(1);
         let (controllers, path) = (fields.next()?, fields.next()?);
         let found = match version {
-            Version::V1 => controllers.split(',').any(|c| c == "cpu"),
+            Version::V1 => controllers.split(',').any(|c| c == controller),
             Version::V2 => controllers.is_empty(),
         };
         found.then(|| Path::new(path))
@@ -281,7 +282,7 @@ mod tests {
 22 1 8:1 / / rw - ext4 /dev/sda1 rw
 ";
         let points = |version: Version| -> Vec<PathBuf> {
-            mounts(mountinfo).filter(|m| version.is_of(m)).map(|m| m.point).collect()
+            mounts(mountinfo).filter(|m| version.is_of(m, "cpu")).map(|m| m.point).collect()
         };
         assert_eq!(points(Version::V1), [Path::new("/sys/fs/cgroup/cpu,cpuacct")]);
         assert_eq!(points(Version::V2), [Path::new("/sys/fs/cgroup/unified")]);
@@ -290,8 +291,8 @@ mod tests {
     #[test]
     fn its_own_cgroup_is_found_in_both_versions() {
         let own = "3:cpuset:/a\n1:cpu,cpuacct:/b/c\n0::/d\n";
-        assert_eq!(own_path(own, Version::V1), Some(Path::new("/b/c")));
-        assert_eq!(own_path(own, Version::V2), Some(Path::new("/d")));
-        assert_eq!(own_path("1:cpu:/\n", Version::V2), None);
+        assert_eq!(own_path(own, Version::V1, "cpu"), Some(Path::new("/b/c")));
+        assert_eq!(own_path(own, Version::V2, "cpu"), Some(Path::new("/d")));
+        assert_eq!(own_path("1:cpu:/\n", Version::V2, "cpu"), None);
     }
 }

@@ -21,6 +21,7 @@ use crate::ksm;
 use crate::memory::Memory;
 use crate::process::{self, Ended};
 use crate::record::{PAGE_SIZE, VcpuPage};
+use crate::room::{Each, Room};
 use crate::shared::{Control, Shared};
 use crate::truth::{IoThread, MemoryTruth, OfVm, Truth};
 use crate::workload::Workload;
@@ -126,17 +127,31 @@ impl Fleet {
     /// Forks, so the process must have a single thread. Fails with [`host_cannot`] if this host has no KVM, or
     /// does not allow what is asked for.
     pub fn create(spec: &Spec, progress: impl FnMut(u32) -> ControlFlow<()>) -> Result<Self> {
-        let mut fleet = Self::prepare(spec)?;
+        let mut fleet = Self::new(spec, true)?;
         fleet.grow(spec.vms, progress)?;
         Ok(fleet)
     }
 
-    /// A fleet without guests, that can [`grow`](Self::grow) to [`Spec::vms`] of them. Fails as [`Fleet::create`].
+    /// A fleet without guests, that can [`grow`](Self::grow) to [`Spec::vms`] of them. Fails as [`Fleet::create`], but
+    /// does not ask whether there is memory for all of them: who lets it grow looks after that.
     pub fn prepare(spec: &Spec) -> Result<Self> {
+        Self::new(spec, false)
+    }
+
+    /// How many such guests the limits of this host allow, memory left aside, and which limit allows no more; none if
+    /// there is no limit.
+    pub fn most(spec: &Spec) -> Option<(u32, String)> {
+        let room = Room::read(Each::of(spec)).but_for_memory();
+        let (limit, guests) = room.binding()?;
+        let sentence = format!("{limit} allows no more: {}", limit.remedy(guests * 2));
+        Some((u32::try_from(guests).unwrap_or(u32::MAX), sentence))
+    }
+
+    fn new(spec: &Spec, at_once: bool) -> Result<Self> {
         process::check_single_threaded()?;
         spec.check()?;
         let kvm = checks::open_kvm()?;
-        checks::host(&kvm, spec)?;
+        checks::host(&kvm, spec, at_once)?;
         let pages = spec.vms as usize * spec.vcpus as usize;
         let cgroup = Cgroup::create(&format!("loadgen-{}", process::pid()));
         // From here on the cgroup is removed however this ends.

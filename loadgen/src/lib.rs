@@ -5,6 +5,7 @@
 
 mod affinity;
 mod cgroup;
+mod chain;
 mod checks;
 mod code;
 mod contents;
@@ -12,6 +13,7 @@ mod exits;
 mod exits_code;
 mod fleet;
 mod guest;
+mod host;
 mod image;
 mod io;
 mod janitor;
@@ -23,6 +25,7 @@ mod probe;
 mod process;
 mod quota;
 mod record;
+mod room;
 mod shared;
 mod size;
 mod tell;
@@ -31,6 +34,7 @@ mod workload;
 
 pub use exits::{ExitCount, ExitKind, Exits};
 pub use fleet::{Fleet, Spec, Stopped};
+pub use host::{Finding, Report, Verdict};
 pub use ksm::Expected;
 pub use memory::{ByKind, Memory, Rewrite};
 pub use pressure::Pressure;

@@ -1,5 +1,6 @@
 //! The command line of loadgen.
 
+mod check;
 mod guests;
 mod ramp;
 mod run;
@@ -21,6 +22,7 @@ struct Args {
 #[derive(Subcommand)]
 enum Command {
     Run(run::Args),
+    Check(check::Args),
     Ramp(ramp::Args),
 }
 
@@ -31,6 +33,7 @@ fn main() -> ExitCode {
 fn run(args: Args) -> Result<ExitCode> {
     match args.command {
         Command::Run(args) => run::run(&args),
+        Command::Check(args) => check::run(&args),
         Command::Ramp(args) => ramp::run(&args),
     }
 }

@@ -55,7 +55,8 @@ fn wait_until(what: &str, is_so: impl Fn() -> bool) {
 #[test]
 fn steps_lead_to_the_target_and_all_guests_run() {
     let _alone = alone();
-    let json = stdout(&ramp("--to 23 --step x3 --hold 1 --probe-late 10000 --json --workload idle=101"));
+    let json =
+        stdout(&ramp("--to 23 --step x3 --hold 1 --probe-late 10000 --json --workload idle=101"));
     let rows = rows(&json);
     let of = |name: &str| rows.iter().map(|row| number(row, name)).collect::<Vec<_>>();
     assert_eq!(of("guests"), [1, 3, 9, 23]);
@@ -76,7 +77,9 @@ fn everything_is_kept_that_a_notebook_needs() {
     let dir = TempDir::new("kept");
     let kept = dir.file("ramp");
     let kept = kept.to_str().expect("UTF-8");
-    let args = format!("--to 4 --step 2 --hold 0.5 --probe-late 10000 --observe {kept} --workload idle=101");
+    let args = format!(
+        "--to 4 --step 2 --hold 0.5 --probe-late 10000 --observe {kept} --workload idle=101"
+    );
     let text = stdout(&ramp(&args));
     assert_eq!(text.lines().count(), 5, "a header, two steps, how it ended: {text}");
     assert!(text.contains("\nstopped at 4 guests: there are 4 guests, as asked for\n"), "{text}");

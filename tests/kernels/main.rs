@@ -12,6 +12,7 @@ mod ksmstat;
 mod ksmstat_why;
 mod kvmexits;
 mod loadgen;
+mod loadgen_check;
 mod readme;
 mod runqlat;
 mod vcpulag;

@@ -32,8 +32,9 @@ use tools::Tools;
 const LOOK: Duration = Duration::from_millis(100);
 /// The same while guests are created, in guests.
 const LOOK_GUESTS: u32 = 64;
-/// What a guest is taken to need before one has been seen: more than the smallest does.
-const GUEST_BYTES: u64 = 360 << 10;
+/// What a guest is taken to need before some have been seen: more than it will; and what it needs at the least.
+const GUEST_BYTES: u64 = 900 << 10;
+const LEAST_GUEST_BYTES: u64 = 100 << 10;
 /// The least that is left of the memory, if nobody says: a twentieth, or so much.
 const RESERVE_BYTES: u64 = 1 << 30;
 
@@ -80,8 +81,16 @@ enum Format {
 #[derive(Debug)]
 enum Limit {
     Target(u32),
-    Memory { available_bytes: u64, reserve_bytes: u64 },
-    Probe { p99_ns: u64, most: Duration },
+    /// Of the host's, but for memory.
+    Host(String),
+    Memory {
+        available_bytes: u64,
+        reserve_bytes: u64,
+    },
+    Probe {
+        p99_ns: u64,
+        most: Duration,
+    },
     Creation(String),
     Guest(String),
     Signal,
@@ -104,7 +113,7 @@ impl fmt::Display for Limit {
                 short_duration(*p99_ns),
                 most.as_millis()
             ),
-            Self::Creation(why) => write!(f, "{why}"),
+            Self::Host(why) | Self::Creation(why) => write!(f, "{why}"),
             Self::Guest(why) => write!(f, "guest failed: {why}"),
             Self::Signal => write!(f, "a signal came"),
         }
@@ -119,7 +128,11 @@ struct Ramp<'a> {
     tools: Tools,
     held_back: &'a HeldBack,
     target: u32,
+    /// What allows no more than that, if it is the host.
+    at_target: Option<String>,
     reserve_bytes: u64,
+    /// Of each guest.
+    filled_bytes: u64,
     /// What was available before there was a guest.
     before: Pressure,
     /// Where rows are kept, beside standard output.
@@ -133,8 +146,8 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         .available_bytes
         .ok_or_else(|| host_cannot("`/proc/meminfo` does not tell how much memory is available"))?;
     let reserve_bytes = args.reserve.unwrap_or((available_bytes / 20).max(RESERVE_BYTES));
-    let target = match args.to {
-        Goal::Guests(guests) => guests,
+    let (target, at_target) = match args.to {
+        Goal::Guests(guests) => (guests, None),
         Goal::Memory => most_guests(&args.guests.spec(1)?, available_bytes, reserve_bytes),
     };
     let spec = args.guests.spec(target)?;
@@ -159,7 +172,9 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         tools,
         held_back: &held_back,
         target,
+        at_target,
         reserve_bytes,
+        filled_bytes: filled_bytes(&spec),
         before,
         kept,
         rows: 0,
@@ -185,11 +200,20 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     }
 }
 
-/// As many as there is memory for, if each needs no less than is known.
-fn most_guests(spec: &Spec, available_bytes: u64, reserve_bytes: u64) -> u32 {
-    let each = GUEST_BYTES / 3 + spec.memory.map_or(0, |memory| memory.bytes);
+/// As many as there is memory for, if each needs no less than is known, and as the host's other limits allow; which
+/// of these it is then.
+fn most_guests(spec: &Spec, available_bytes: u64, reserve_bytes: u64) -> (u32, Option<String>) {
+    let each = LEAST_GUEST_BYTES + filled_bytes(spec);
     let guests = available_bytes.saturating_sub(reserve_bytes) / each;
-    u32::try_from(guests).unwrap_or(u32::MAX).max(1)
+    let guests = u32::try_from(guests).unwrap_or(u32::MAX).max(1);
+    match Fleet::most(spec) {
+        Some((most, limit)) if most < guests => (most.max(1), Some(limit)),
+        _ => (guests, None),
+    }
+}
+
+fn filled_bytes(spec: &Spec) -> u64 {
+    spec.memory.map_or(0, |memory| memory.bytes)
 }
 
 fn missing(tools: &Tools) -> Option<String> {
@@ -217,7 +241,7 @@ impl Ramp<'_> {
         loop {
             let there = self.fleet.vms();
             if there >= self.target {
-                return Ok(Limit::Target(there));
+                return Ok(self.at_target.take().map_or(Limit::Target(there), Limit::Host));
             }
             let wanted = self.args.step.after(there).min(self.target);
             // The last step is as big as the memory allows.
@@ -265,16 +289,7 @@ impl Ramp<'_> {
             Some(bytes) if self.fleet.vms() >= LOOK_GUESTS => {
                 u64::try_from(bytes).unwrap_or(0).max(1)
             }
-            _ => {
-                GUEST_BYTES
-                    + self
-                        .args
-                        .guests
-                        .spec(1)
-                        .ok()
-                        .and_then(|spec| spec.memory)
-                        .map_or(0, |m| m.bytes)
-            }
+            _ => GUEST_BYTES + self.filled_bytes,
         };
         let free = now.available_bytes.unwrap_or(0).saturating_sub(self.reserve_bytes);
         u32::try_from(free / each).unwrap_or(u32::MAX)
