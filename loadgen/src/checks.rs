@@ -9,7 +9,6 @@ use common::host;
 use common::session::host_cannot;
 use kvm_ioctls::{Cap, Kvm};
 
-use crate::affinity;
 use crate::exits::ExitKind;
 use crate::fleet::Spec;
 use crate::ksm;
@@ -47,7 +46,6 @@ pub(crate) fn open_kvm() -> Result<Kvm> {
 /// Refuses what this host could only fail at halfway.
 pub(crate) fn host(kvm: &Kvm, spec: &Spec) -> Result<()> {
     check_limits(kvm, spec)?;
-    spec.cpus.as_ref().map_or(Ok(()), affinity::check)?;
     check_memory(spec)?;
     check_kinds(spec)
 }

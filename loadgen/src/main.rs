@@ -1,5 +1,6 @@
 //! The command line of loadgen.
 
+mod control_args;
 mod run;
 mod signals;
 

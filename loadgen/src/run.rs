@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow};
 use clap::ValueEnum;
-use common::args::{CpuList, parse_seconds};
+use common::args::parse_seconds;
 use common::session::{Stop, complain, usage};
 use indicatif::{ProgressBar, ProgressStyle};
 use loadgen::{
@@ -18,6 +18,7 @@ use loadgen::{
 };
 use serde::Serialize;
 
+use crate::control_args::ControlArgs;
 use crate::signals::{HeldBack, Usr1};
 
 /// How often to look whether guests are still there and anybody is still reading.
@@ -52,13 +53,8 @@ pub(crate) struct Args {
     /// One more thread in each guest's process, which burns so many per cent of a CPU
     #[arg(long, value_name = "PCT", value_parser = clap::value_parser!(u32).range(1..=100))]
     io_thread: Option<u32>,
-    /// Give each guest a CPU quota, in per cent of one CPU
-    #[arg(long, value_name = "PCT",
-          value_parser = clap::value_parser!(u32).range(1..=i64::from(Spec::MAX_CPU_MAX_PERCENT)))]
-    cpu_max: Option<u32>,
-    /// Bind all guests to these CPUs: 0-3,8
-    #[arg(long, value_name = "LIST")]
-    cpus: Option<CpuList>,
+    #[command(flatten)]
+    controls: ControlArgs,
     /// Stop after this many seconds
     #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]
     duration: Option<Duration>,
@@ -213,8 +209,7 @@ fn create(args: &Args, work: &Work, held_back: &HeldBack) -> Result<Fleet> {
         mem_merge: args.mem_merge != Some(Switch::Off),
         vmm_sleep: args.vmm_sleep.unwrap_or_default(),
         io_thread_percent: args.io_thread,
-        cpu_max_percent: args.cpu_max,
-        cpus: args.cpus.clone(),
+        controls: args.controls.controls(),
     };
     // Draws on standard error, and only if that is a terminal. No ticker: that would be a thread.
     let bar = ProgressBar::new(args.vms.into());
