@@ -42,11 +42,16 @@ impl Priority {
             return Ok(());
         }
         process::try_in_child(|| self.apply()).map_err(|e| {
-            let nice = self.nice.unwrap_or_default();
+            let remedy = match self.nice {
+                // getrlimit(2): RLIMIT_NICE is 20 minus the nice value.
+                Some(nice) => format!(
+                    "nice {nice}: {e}: run as root, raise the limit (ulimit -e {})",
+                    20 - nice
+                ),
+                None => format!("this policy: {e}: run as root"),
+            };
             host_cannot(format!(
-                "not allowed to run guests with nice {nice} and this policy: {e}: run as root, raise the limit \
-                 (ulimit -e {}), or leave out --nice and --sched",
-                20 - nice // getrlimit(2): RLIMIT_NICE is 20 minus the nice value
+                "not allowed to run guests with {remedy}, or leave out --nice and --sched"
             ))
         })
     }
