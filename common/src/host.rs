@@ -11,8 +11,12 @@ use libbpf_rs::{ErrorKind, MapType, PrintLevel};
 
 use crate::session::host_cannot;
 
-/// Bits of the capability sets in /proc/PID/status (include/uapi/linux/capability.h).
-const CAP_SYS_ADMIN: u32 = 21;
+// Bits of the capability sets in /proc/PID/status (include/uapi/linux/capability.h).
+
+/// May do nearly everything.
+pub const CAP_SYS_ADMIN: u32 = 21;
+/// May have more than the limits on resources allow.
+pub const CAP_SYS_RESOURCE: u32 = 24;
 const CAP_PERFMON: u32 = 38;
 const CAP_BPF: u32 = 39;
 
@@ -59,6 +63,12 @@ fn check_namespace(kind: &str, init: u64, option: &str) -> Result<()> {
         ))),
         _ => Ok(()),
     }
+}
+
+/// Whether this process has a capability.
+pub fn is_capable(capability: u32) -> bool {
+    let status = fs::read("/proc/self/status").unwrap_or_default();
+    effective_capabilities(&String::from_utf8_lossy(&status)) & 1 << capability != 0
 }
 
 fn effective_capabilities(status: &str) -> u64 {

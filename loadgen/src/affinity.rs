@@ -30,6 +30,8 @@ impl Placement {
         let cpus = match (&controls.cpus, node) {
             (None, None) => None,
             (Some(cpus), None) => Some(cpus.clone()),
+            // A node of memory alone says nothing of CPUs.
+            (cpus, Some(node)) if node.cpus().0.is_empty() => cpus.clone(),
             (Some(cpus), Some(node)) => Some(within(cpus, node)?),
             (None, Some(node)) => Some(of_node(node, &allowed)?),
         };

@@ -3,6 +3,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -12,7 +13,7 @@ use common::session::host_cannot;
 
 use crate::controls::Controls;
 use crate::guest;
-use crate::hierarchy::{Controller, Hierarchy, Version};
+use crate::hierarchy::{Controller, Version};
 use crate::memory_max;
 use crate::quota;
 use crate::size::size_text;
@@ -55,15 +56,17 @@ impl Cgroup {
         let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
         let mut cgroup =
             Self { dirs: Vec::new(), switched_on: Vec::new(), controls: controls.clone() };
-        for hierarchy in
-            [Hierarchy::V1(Controller::Cpu), Hierarchy::V1(Controller::Memory), Hierarchy::V2]
-        {
+        for (version, controller) in [
+            (Version::V1, Controller::Cpu),
+            (Version::V1, Controller::Memory),
+            (Version::V2, Controller::Cpu),
+        ] {
             // Nobody who has no memory limit is counted; nor is one hierarchy with both controllers used twice.
-            if hierarchy == Hierarchy::V1(Controller::Memory) && !cgroup.lacks(Controller::Memory) {
+            if controller == Controller::Memory && !cgroup.lacks(controller) {
                 continue;
             }
-            let mut parents = hierarchy.parents(&mountinfo, &own);
-            _ = parents.any(|parent| cgroup.add(&parent, name, hierarchy.version()).is_ok());
+            let mut parents = version.parents(controller, &mountinfo, &own);
+            _ = parents.any(|parent| cgroup.add(&parent, name, version).is_ok());
         }
         cgroup
     }
@@ -155,9 +158,9 @@ impl Cgroup {
         Ok(())
     }
 
-    /// Gives as many guests, which have been created, their share of the CPUs. Not before: at so low a weight, and
+    /// Gives guests, which have been created, and the fleet their share of the CPUs. Not before: at so low a weight, and
     /// with a quota, creation would starve as soon as the host has anything else to do.
-    pub(crate) fn limit_cpu(&self, guests: u32) -> Result<()> {
+    pub(crate) fn limit_cpu(&self, mut guests: Range<u32>) -> Result<()> {
         for dir in self.dirs.iter().filter(|dir| dir.has_cpu) {
             Weight::of(&self.controls)
                 .set(&dir.path, dir.version)
@@ -171,7 +174,7 @@ impl Cgroup {
                 set(&dir.path, percent)?;
             }
             if let Some(percent) = self.controls.cpu_max_percent {
-                (0..guests).try_for_each(|index| set(&dir.of_guest(index), percent))?;
+                guests.try_for_each(|index| set(&dir.of_guest(index), percent))?;
             }
         }
         Ok(())

@@ -58,65 +58,49 @@ fn has_fleet(parent: &Path) -> bool {
     })
 }
 
-/// A hierarchy to make a cgroup in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Hierarchy {
-    /// That of version 1 with this controller.
-    V1(Controller),
-    /// That of version 2, with or without controllers.
-    V2,
-}
-
-impl Hierarchy {
-    /// Its version.
-    pub(crate) fn version(self) -> Version {
+impl Version {
+    /// Whether this is a hierarchy of the version, and of the controller where that has its own.
+    pub(crate) fn is_of(self, mount: &Mount, controller: &str) -> bool {
         match self {
-            Self::V1(_) => Version::V1,
-            Self::V2 => Version::V2,
-        }
-    }
-
-    /// Where in it a cgroup may be made, the best first; nowhere if it is not mounted. From the text of
-    /// /proc/self/mountinfo and of /proc/self/cgroup.
-    pub(crate) fn parents(self, mountinfo: &str, own: &str) -> impl Iterator<Item = PathBuf> {
-        let mount = mounts(mountinfo).find(|mount| self.is_of(mount));
-        // The top of the tree is right for root; next to its own cgroup is where others may be allowed to.
-        let beside = mount.as_ref().and_then(|mount| {
-            let path = self.own_path(own)?.strip_prefix(&mount.root).ok()?.parent()?;
-            Some(mount.point.join(path))
-        });
-        [mount.map(|mount| mount.point), beside].into_iter().flatten()
-    }
-
-    fn is_of(self, mount: &Mount) -> bool {
-        match self {
-            Self::V1(controller) => {
-                mount.kind == "cgroup" && mount.options.split(',').any(|o| o == controller.name())
-            }
+            Self::V1 => mount.kind == "cgroup" && mount.options.split(',').any(|o| o == controller),
             Self::V2 => mount.kind == "cgroup2",
         }
     }
 
-    /// This process's own cgroup.
-    fn own_path(self, own: &str) -> Option<&Path> {
-        own.lines().find_map(|line| {
-            let mut fields = line.splitn(3, ':').skip(1);
-            let (controllers, path) = (fields.next()?, fields.next()?);
-            let found = match self {
-                Self::V1(controller) => controllers.split(',').any(|c| c == controller.name()),
-                Self::V2 => controllers.is_empty(),
-            };
-            found.then(|| Path::new(path))
-        })
+    /// Where in the hierarchy a cgroup may be made, the best first; nowhere if it is not mounted. From the text of
+    /// /proc/self/mountinfo and of /proc/self/cgroup.
+    pub(crate) fn parents(
+        self,
+        controller: Controller,
+        mountinfo: &str,
+        own: &str,
+    ) -> impl Iterator<Item = PathBuf> {
+        let mount = mounts(mountinfo).find(|mount| self.is_of(mount, controller.name()));
+        // The top of the tree is right for root; next to its own cgroup is where others may be allowed to.
+        let beside = mount.as_ref().and_then(|mount| {
+            let path = own_path(own, self, controller.name())?;
+            Some(mount.point.join(path.strip_prefix(&mount.root).ok()?.parent()?))
+        });
+        [mount.map(|mount| mount.point), beside].into_iter().flatten()
     }
+}
+
+/// This process's own cgroup, from /proc/self/cgroup.
+pub(crate) fn own_path<'a>(own: &'a str, version: Version, controller: &str) -> Option<&'a Path> {
+    own.lines().find_map(|line| {
+        let mut fields = line.splitn(3, ':').skip(1);
+        let (controllers, path) = (fields.next()?, fields.next()?);
+        let found = match version {
+            Version::V1 => controllers.split(',').any(|c| c == controller),
+            Version::V2 => controllers.is_empty(),
+        };
+        found.then(|| Path::new(path))
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const CPU: Hierarchy = Hierarchy::V1(Controller::Cpu);
-    const MEMORY: Hierarchy = Hierarchy::V1(Controller::Memory);
 
     #[test]
     fn hierarchies_are_found_by_what_they_are() {
@@ -128,22 +112,22 @@ mod tests {
 22 1 8:1 / / rw - ext4 /dev/sda1 rw
 ";
         let own = "3:memory:/a\n1:cpu,cpuacct:/b/c\n0::/docker/1/d/e\n";
-        let parents =
-            |hierarchy: Hierarchy| -> Vec<PathBuf> { hierarchy.parents(mountinfo, own).collect() };
-        let [cpu, memory] = ["/sys/fs/cgroup/cpu,cpuacct", "/sys/fs/cgroup/memory"];
-        assert_eq!(parents(CPU), [cpu, &format!("{cpu}/b")].map(PathBuf::from));
-        assert_eq!(parents(MEMORY), [memory, &format!("{memory}/")].map(PathBuf::from));
-        let v2 = "/sys/fs/cgroup/unified";
-        assert_eq!(parents(Hierarchy::V2), [v2, &format!("{v2}/d")].map(PathBuf::from));
-        assert_eq!(Hierarchy::V2.parents("", own).count(), 0);
+        for (version, controller, point, beside) in [
+            (Version::V1, Controller::Cpu, "/sys/fs/cgroup/cpu,cpuacct", "b"),
+            (Version::V1, Controller::Memory, "/sys/fs/cgroup/memory", ""),
+            (Version::V2, Controller::Cpu, "/sys/fs/cgroup/unified", "d"),
+        ] {
+            let parents: Vec<PathBuf> = version.parents(controller, mountinfo, own).collect();
+            assert_eq!(parents, [Path::new(point).to_owned(), Path::new(point).join(beside)]);
+            assert_eq!(version.parents(controller, "", own).count(), 0);
+        }
     }
 
     #[test]
     fn its_own_cgroup_is_found_in_both_versions() {
-        let own = "3:memory:/a\n1:cpu,cpuacct:/b/c\n0::/d\n";
-        assert_eq!(CPU.own_path(own), Some(Path::new("/b/c")));
-        assert_eq!(MEMORY.own_path(own), Some(Path::new("/a")));
-        assert_eq!(Hierarchy::V2.own_path(own), Some(Path::new("/d")));
-        assert_eq!(Hierarchy::V2.own_path("1:cpu:/\n"), None);
+        let own = "3:cpuset:/a\n1:cpu,cpuacct:/b/c\n0::/d\n";
+        assert_eq!(own_path(own, Version::V1, "cpu"), Some(Path::new("/b/c")));
+        assert_eq!(own_path(own, Version::V2, "cpu"), Some(Path::new("/d")));
+        assert_eq!(own_path("1:cpu:/\n", Version::V2, "cpu"), None);
     }
 }

@@ -1,6 +1,9 @@
 //! The command line of loadgen.
 
+mod check;
 mod control_args;
+mod guests;
+mod ramp;
 mod run;
 mod signals;
 
@@ -20,6 +23,8 @@ struct Args {
 #[derive(Subcommand)]
 enum Command {
     Run(run::Args),
+    Check(check::Args),
+    Ramp(ramp::Args),
 }
 
 fn main() -> ExitCode {
@@ -29,5 +34,7 @@ fn main() -> ExitCode {
 fn run(args: Args) -> Result<ExitCode> {
     match args.command {
         Command::Run(args) => run::run(&args),
+        Command::Check(args) => check::run(&args),
+        Command::Ramp(args) => ramp::run(&args),
     }
 }

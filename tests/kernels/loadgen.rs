@@ -79,6 +79,9 @@ fn guests_are_held_to_what_is_asked_for() {
     let online = fs::read_to_string("/sys/devices/system/node/online").unwrap();
     let node = online.trim().rsplit(['-', ',']).next().unwrap();
     let cpus = fs::read_to_string(format!("/sys/devices/system/node/node{node}/cpulist")).unwrap();
+    // A node of memory alone, as the VM has, lets guests run everywhere.
+    let online = fs::read_to_string("/sys/devices/system/cpu/online").unwrap();
+    let cpus = if cpus == "\n" { online } else { cpus };
     let fleet = "run --vms 2 --workload memory=4M --mem-merge off --nice 5 --sched batch --weight 300 --cpu-max 40 \
                  --fleet-cpu-max 60 --memory-max 32M --fleet-memory-max 48M --numa-node";
     let args: Vec<&str> = fleet.split_whitespace().chain([node]).collect();
@@ -254,4 +257,25 @@ fn rewritten_pages_are_copied_once() {
     }
     assert_eq!(merged, expected(&truth[0]["memory"]["expected"]));
     assert_eq!(again, merged);
+}
+
+/// Each step of a ramp is seen by this project's own tools.
+#[test]
+fn a_ramp_is_watched_by_the_tools() {
+    let _alone = alone();
+    let args = "ramp --to 9 --step x3 --hold 3 --probe-late 10000 --json --workload idle=23";
+    let ended = Tool::start(&loadgen(), &args.split(' ').collect::<Vec<_>>()).wait();
+    assert!(ended.status.success(), "{}", ended.stderr);
+    let rows = json_lines(&ended.stdout);
+    let of = |name: &str| rows.iter().map(|row| row[name].as_u64()).collect::<Vec<_>>();
+    assert_eq!(of("guests"), [Some(1), Some(3), Some(9)]);
+    assert_eq!(of("running"), of("guests"));
+    assert_eq!(of("vms_seen"), of("guests"), "{rows:#?}");
+    for row in &rows {
+        for name in ["runq_p50_ns", "runq_p99_ns", "runq_max_ns", "waiting", "ksm_sharing"] {
+            assert!(row[name].is_u64(), "{name}: {row}");
+        }
+        let wait_percent = row["wait_percent"].as_f64().unwrap();
+        assert!((0.0..=100.0).contains(&wait_percent), "{row}");
+    }
 }

@@ -9,8 +9,10 @@ mod util;
 
 mod ksm_guests;
 mod ksmstat;
+mod ksmstat_why;
 mod kvmexits;
 mod loadgen;
+mod loadgen_check;
 mod readme;
 mod runqlat;
 mod vcpulag;

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::ops::Range;
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 use std::thread;
@@ -95,6 +96,15 @@ impl Drop for Ksm {
             _ = fs::write(path(name), value);
         }
     }
+}
+
+/// Waits until no other test program uses KSM, and keeps others waiting as long as it is held. To be taken before
+/// [`Ksm::take`], and to be dropped after it.
+pub fn lock() -> File {
+    let lock = File::create("/tmp/ksm.lock").expect("/tmp/ksm.lock");
+    // SAFETY: a plain system call; the file is open.
+    assert_eq!(unsafe { libc::flock(lock.as_raw_fd(), libc::LOCK_EX) }, 0);
+    lock
 }
 
 fn path(name: &str) -> PathBuf {
