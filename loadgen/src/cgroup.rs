@@ -1,35 +1,31 @@
-//! The cgroup that keeps guests from starving the host: one name in every hierarchy where it is of use, v1
-//! `cpu` and v2 alike, with a low weight. Guests with a CPU quota have one each, below it.
+//! The cgroup that keeps guests from starving the host: one name in every hierarchy where it is of use, v1 and v2
+//! alike, with a low weight unless another is asked for. Guests with limits of their own have one each, below it.
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use common::cgroup::{Mount, mounts};
 use common::session::host_cannot;
 
+use crate::controls::Controls;
 use crate::guest;
+use crate::hierarchy::{Controller, Version};
+use crate::memory_max;
 use crate::quota;
-
-/// `cpu.shares` of all guests together; one ordinary task of nice 0 has 1,024.
-const CPU_SHARES: u32 = 64;
-/// The same as a v2 `cpu.weight`, where an ordinary task has 100.
-const CPU_WEIGHT: u32 = 6;
-/// What guests get instead, where there is no cgroup with a weight.
-const NICE: i32 = 19;
+use crate::size::size_text;
+use crate::weight::Weight;
 
 /// The directories of one cgroup.
-#[derive(Default)]
 pub(crate) struct Cgroup {
     dirs: Vec<Dir>,
-    /// Where the cpu controller was switched on for this cgroup.
-    switched_on: Option<PathBuf>,
-    has_weight: bool,
-    /// What each guest may have, in per cent of a CPU.
-    quota_percent: Option<u32>,
+    /// The controllers that were switched on for this cgroup, and where.
+    switched_on: Vec<(Controller, PathBuf)>,
+    /// What it holds guests to.
+    controls: Controls,
 }
 
 /// The cgroup's directory in one hierarchy.
@@ -38,140 +34,202 @@ struct Dir {
     /// The file by which a process joins it: a guest that had to put the path together would pay with memory.
     procs: PathBuf,
     version: Version,
-    /// Whether the guests' cgroups below it have their quota here.
-    has_quotas: bool,
+    /// Whether it is here that guests have their share of the CPUs.
+    has_cpu: bool,
+    /// Whether it is here that guests have their memory limits.
+    has_memory: bool,
 }
 
-/// The kinds of hierarchies that it is made in.
+/// When a guest joins directories.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Version {
-    /// A v1 hierarchy with the cpu controller.
-    V1,
-    /// The v2 hierarchy, with or without controllers.
-    V2,
+pub(crate) enum Join {
+    /// Before it allocates anything: those with memory limits, as memory belongs to where one is at that moment.
+    First,
+    /// When it has been created: all others.
+    Created,
 }
 
 impl Cgroup {
-    /// Makes the cgroup wherever it can be made.
-    pub(crate) fn create(name: &str) -> Self {
+    /// Makes the cgroup wherever it can be made and is of use.
+    pub(crate) fn create(name: &str, controls: &Controls) -> Self {
         let mountinfo = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-        let mut cgroup = Self::default();
-        for version in [Version::V1, Version::V2] {
-            for mount in mounts(&mountinfo).filter(|mount| version.is_of(mount, "cpu")).take(1) {
-                // The top of the tree is right for root; next to its own cgroup is where others may be
-                // allowed to.
-                let beside = own_path(&own, version, "cpu")
-                    .and_then(|path| path.strip_prefix(&mount.root).ok()?.parent())
-                    .map(|path| mount.point.join(path));
-                let parents = [Some(mount.point), beside];
-                let mut parents = parents.into_iter().flatten();
-                _ = parents.any(|parent| cgroup.add(&parent, name, version).is_ok());
+        let mut cgroup =
+            Self { dirs: Vec::new(), switched_on: Vec::new(), controls: controls.clone() };
+        for (version, controller) in [
+            (Version::V1, Controller::Cpu),
+            (Version::V1, Controller::Memory),
+            (Version::V2, Controller::Cpu),
+        ] {
+            // Nobody who has no memory limit is counted; nor is one hierarchy with both controllers used twice.
+            if controller == Controller::Memory && !cgroup.lacks(controller) {
+                continue;
             }
+            let mut parents = version.parents(controller, &mountinfo, &own);
+            _ = parents.any(|parent| cgroup.add(&parent, name, version).is_ok());
         }
         cgroup
     }
 
     /// One directory.
     fn add(&mut self, parent: &Path, name: &str, version: Version) -> io::Result<()> {
-        if version == Version::V2 && !self.has_weight && switch_on_cpu(parent) {
-            self.switched_on = Some(parent.to_owned());
+        // A v2 tree whose controllers are mounted as v1 has none: the v1 cgroup has them then.
+        for controller in [Controller::Cpu, Controller::Memory] {
+            if version == Version::V2 && self.lacks(controller) && controller.switch_on(parent) {
+                self.switched_on.push((controller, parent.to_owned()));
+            }
         }
-        let dir = parent.join(name);
-        fs::create_dir(&dir)?;
-        let (file, weight) = match version {
-            Version::V1 => ("cpu.shares", CPU_SHARES),
-            Version::V2 => ("cpu.weight", CPU_WEIGHT),
-        };
-        // A v2 tree whose controllers are mounted as v1 has no weights: the v1 cgroup has it then.
-        let weighed = fs::write(dir.join(file), weight.to_string());
-        self.has_weight |= weighed.is_ok();
-        let procs = dir.join("cgroup.procs");
-        self.dirs.push(Dir { path: dir, procs, version, has_quotas: false });
+        let path = parent.join(name);
+        fs::create_dir(&path)?;
+        let has_cpu = self.lacks(Controller::Cpu) && Weight::exists(&path, version);
+        let has_memory = self.lacks(Controller::Memory) && memory_max::exists(&path, version);
+        let procs = path.join("cgroup.procs");
+        self.dirs.push(Dir { path, procs, version, has_cpu, has_memory });
         Ok(())
     }
 
-    /// Guests that are added from now on have a quota. [`host_cannot`] if they cannot have one.
-    pub(crate) fn limit_guests(&mut self, percent: u32) -> Result<()> {
-        for dir in &mut self.dirs {
-            dir.has_quotas = quota::enable_below(&dir.path, dir.version);
+    /// True if there is use for a controller, and no directory with it.
+    fn lacks(&self, controller: Controller) -> bool {
+        match controller {
+            Controller::Cpu => !self.has_weight(),
+            Controller::Memory => {
+                self.controls.have_memory_max() && !self.dirs.iter().any(|dir| dir.has_memory)
+            }
         }
-        if !self.dirs.iter().any(|dir| dir.has_quotas) {
+    }
+
+    /// True if guests together have a weight.
+    pub(crate) fn has_weight(&self) -> bool {
+        self.dirs.iter().any(|dir| dir.has_cpu)
+    }
+
+    /// Makes it ready for guests to be added: [`host_cannot`] if they cannot be held to what is asked for.
+    pub(crate) fn prepare(&mut self) -> Result<()> {
+        let Controls { cpu_max_percent, memory_max_bytes, .. } = self.controls;
+        if self.controls.weight.is_some() && !self.has_weight() {
             return Err(host_cannot(
-                "no cgroup with a CPU quota can be made: run as root or in a delegated cgroup with the cpu controller, \
-                 on a kernel with CONFIG_CFS_BANDWIDTH, or leave out --cpu-max",
+                "no cgroup with a CPU weight can be made: run as root or in a delegated cgroup with the cpu \
+                 controller, or leave out --weight",
             ));
         }
-        self.quota_percent = Some(percent);
+        let has_quota = |dir: &Dir| {
+            dir.has_cpu
+                && quota::exists(&dir.path, dir.version)
+                && (cpu_max_percent.is_none() || dir.enable_below(Controller::Cpu))
+        };
+        if self.controls.have_quota() && !self.dirs.iter().any(has_quota) {
+            return Err(host_cannot(
+                "no cgroup with a CPU quota can be made: run as root or in a delegated cgroup with the cpu controller, \
+                 on a kernel with CONFIG_CFS_BANDWIDTH, or leave out --cpu-max and --fleet-cpu-max",
+            ));
+        }
+        let has_limit = |dir: &Dir| {
+            dir.has_memory && (memory_max_bytes.is_none() || dir.enable_below(Controller::Memory))
+        };
+        if self.controls.have_memory_max() && !self.dirs.iter().any(has_limit) {
+            return Err(host_cannot(
+                "no cgroup with a memory limit can be made: run as root or in a delegated cgroup with the memory \
+                 controller, on a kernel with CONFIG_MEMCG, or leave out --memory-max and --fleet-memory-max",
+            ));
+        }
+        let Some(bytes) = self.controls.fleet_memory_max_bytes else { return Ok(()) };
+        for dir in self.dirs.iter().filter(|dir| dir.has_memory) {
+            memory_max::set(&dir.path, dir.version, bytes)
+                .map_err(|e| refused(&dir.path, &memory_text(bytes), &e))?;
+        }
         Ok(())
     }
 
     /// Makes a guest's own cgroup, if guests have one.
     pub(crate) fn add_guest(&self, index: u32) -> Result<()> {
-        let Some(percent) = self.quota_percent else { return Ok(()) };
+        if !self.controls.hold_each_guest() {
+            return Ok(());
+        }
         for dir in &self.dirs {
-            let path = dir.path.join(guest::name(index));
-            let mut made = fs::create_dir(&path);
-            if dir.has_quotas {
-                made = made.and_then(|()| quota::set(&path, dir.version, percent));
+            let path = dir.of_guest(index);
+            fs::create_dir(&path).map_err(|e| refused(&path, "limits", &e))?;
+            if let Some(bytes) = self.controls.memory_max_bytes
+                && dir.has_memory
+            {
+                memory_max::set(&path, dir.version, bytes)
+                    .map_err(|e| refused(&path, &memory_text(bytes), &e))?;
             }
-            made.map_err(|e| {
-                host_cannot(format!(
-                    "failed to make the cgroup `{}` with a quota of {percent} % of a CPU: {e}: see the limits of \
-                     those above it (cgroup.max.descendants, cpu.cfs_quota_us)",
-                    path.display()
-                ))
-            })?;
         }
         Ok(())
     }
 
-    /// Lets a guest leave as if it had no quota: leaving is no part of the load. If that fails it takes longer.
-    pub(crate) fn lift_quota(&self, index: u32) {
-        for dir in self.dirs.iter().filter(|dir| dir.has_quotas) {
-            _ = quota::lift(&dir.path.join(guest::name(index)), dir.version);
+    /// Gives guests, which have been created, and the fleet their share of the CPUs. Not before: at so low a weight, and
+    /// with a quota, creation would starve as soon as the host has anything else to do.
+    pub(crate) fn limit_cpu(&self, mut guests: Range<u32>) -> Result<()> {
+        for dir in self.dirs.iter().filter(|dir| dir.has_cpu) {
+            Weight::of(&self.controls)
+                .set(&dir.path, dir.version)
+                .map_err(|e| refused(&dir.path, "a CPU weight", &e))?;
+            let set = |path: &Path, percent: u32| {
+                quota::set(path, dir.version, percent)
+                    .map_err(|e| refused(path, &format!("a quota of {percent} % of a CPU"), &e))
+            };
+            // The fleet's first: in v1 nobody's may be above its parent's (tg_cfs_schedulable_down of the kernel).
+            if let Some(percent) = self.controls.fleet_cpu_max_percent {
+                set(&dir.path, percent)?;
+            }
+            if let Some(percent) = self.controls.cpu_max_percent {
+                guests.try_for_each(|index| set(&dir.of_guest(index), percent))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets as many guests leave as if they had no quota, and were not idle: leaving is no part of the load. If that
+    /// fails it takes longer.
+    pub(crate) fn lift_cpu(&self, guests: u32) {
+        for dir in self.dirs.iter().filter(|dir| dir.has_cpu) {
+            lift(&dir.path, dir.version);
+            if self.controls.cpu_max_percent.is_some() {
+                (0..guests).for_each(|index| lift(&dir.of_guest(index), dir.version));
+            }
         }
     }
 
-    /// How long a guest has been out of quota, on all CPUs together; none if it has no quota.
+    /// How long a guest has been out of quota, on all CPUs together; none if it has no quota of its own.
     pub(crate) fn throttled_ns(&self, index: u32) -> Option<u64> {
-        let dir = self.dirs.iter().find(|dir| dir.has_quotas)?;
-        quota::throttled_ns(&dir.path.join(guest::name(index)))
+        self.controls.cpu_max_percent?;
+        let dir = self.dirs.iter().find(|dir| dir.has_cpu)?;
+        quota::throttled_ns(&dir.of_guest(index))
     }
 
-    /// A sentence about what is missing, if anything is.
-    pub(crate) fn warning(&self) -> Option<String> {
-        (!self.has_weight).then(|| {
-            format!(
-                "no cgroup with a cpu weight could be made (not root, or no cpu controller): \
-                 guests run at nice {NICE} instead"
-            )
-        })
-    }
-
-    /// Where there is no cgroup with a weight, the calling thread and those it starts are nice instead.
-    pub(crate) fn or_nice(&self) -> io::Result<()> {
-        if self.has_weight {
-            return Ok(());
+    /// The memory limit for which the kernel has killed a guest, in words; none if it has not. Of a guest without a
+    /// cgroup of its own it is known only that it was this one or another.
+    pub(crate) fn memory_kill(&self, index: u32) -> Option<String> {
+        let dir = self.dirs.iter().find(|dir| dir.has_memory)?;
+        let own = dir.of_guest(index);
+        let kills = memory_max::kills(&own, dir.version)
+            .or_else(|| memory_max::kills(&dir.path, dir.version));
+        if kills? == 0 {
+            return None;
         }
-        // SAFETY: setpriority has no memory to go wrong with.
-        match unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICE) } {
-            0 => Ok(()),
-            _ => Err(io::Error::last_os_error()),
+        let Controls { memory_max_bytes, fleet_memory_max_bytes, .. } = self.controls;
+        match memory_max_bytes.filter(|_| memory_max::was_reached(&own, dir.version)) {
+            Some(bytes) => {
+                Some(format!("it reached its memory limit (--memory-max {})", size_text(bytes)))
+            }
+            None => fleet_memory_max_bytes.map(|bytes| {
+                format!(
+                    "the guests together reached their memory limit (--fleet-memory-max {})",
+                    size_text(bytes)
+                )
+            }),
         }
     }
 
-    /// The calling process, which is this guest, joins it or its own below it.
-    pub(crate) fn join(&self, index: u32) -> io::Result<()> {
-        for dir in &self.dirs {
+    /// The calling process, which is this guest, joins what it is to join now: the cgroup, or its own below it.
+    pub(crate) fn join(&self, index: u32, when: Join) -> io::Result<()> {
+        for dir in self.dirs.iter().filter(|dir| dir.has_memory == (when == Join::First)) {
             // Opened by each guest anew: one file inherited by all would make them queue for its position.
             let mut options = File::options();
-            let mut procs = match self.quota_percent {
-                None => options.write(true).open(&dir.procs)?,
-                Some(_) => {
-                    let own = dir.path.join(guest::name(index));
-                    options.write(true).open(own.join("cgroup.procs"))?
-                }
+            let mut procs = match self.controls.hold_each_guest() {
+                false => options.write(true).open(&dir.procs)?,
+                true => options.write(true).open(dir.of_guest(index).join("cgroup.procs"))?,
             };
             procs.write_all(b"0")?;
         }
@@ -183,11 +241,13 @@ impl Cgroup {
     pub(crate) fn remove(&self, patience: Duration) -> io::Result<()> {
         let deadline = Instant::now() + patience;
         for Dir { path, version, .. } in &self.dirs {
+            // The dying need CPU, too: nobody waits until they have a quota again.
+            lift(path, *version);
             loop {
-                // Those below it must go first. The dying need CPU, too: nobody waits until they have a quota again.
+                // Those below it must go first.
                 for own in children(path) {
                     if fs::remove_dir(&own).is_err() {
-                        _ = quota::lift(&own, *version);
+                        lift(&own, *version);
                         kill_all(&own);
                     }
                 }
@@ -200,13 +260,39 @@ impl Cgroup {
                 thread::sleep(Duration::from_millis(5));
             }
         }
-        if let Some(parent) = &self.switched_on
-            && !has_fleet(parent)
-        {
-            _ = fs::write(parent.join("cgroup.subtree_control"), "-cpu");
-        }
+        self.switched_on.iter().for_each(|(controller, parent)| controller.switch_off(parent));
         Ok(())
     }
+}
+
+impl Dir {
+    /// The guest's own directory, if guests have one.
+    fn of_guest(&self, index: u32) -> PathBuf {
+        self.path.join(guest::name(index))
+    }
+
+    /// Lets guests' own cgroups have a controller that the fleet's has; false if they cannot.
+    fn enable_below(&self, controller: Controller) -> bool {
+        self.version == Version::V1 || controller.switch_on(&self.path)
+    }
+}
+
+/// Takes away what keeps those in a cgroup from running, if it has anything of that kind.
+fn lift(dir: &Path, version: Version) {
+    _ = quota::lift(dir, version);
+    _ = Weight::lift_idle(dir);
+}
+
+fn memory_text(bytes: u64) -> String {
+    format!("a memory limit of {}", size_text(bytes))
+}
+
+fn refused(dir: &Path, limit: &str, cause: &io::Error) -> anyhow::Error {
+    host_cannot(format!(
+        "failed to make the cgroup `{}` with {limit}: {cause}: see the limits of those above it \
+         (cgroup.max.descendants, cpu.cfs_quota_us)",
+        dir.display()
+    ))
 }
 
 /// The cgroups right below this one.
@@ -224,75 +310,5 @@ fn kill_all(dir: &Path) {
     for pid in procs.lines().filter_map(|pid| pid.parse().ok()) {
         // SAFETY: kill has no memory to go wrong with.
         unsafe { libc::kill(pid, libc::SIGKILL) };
-    }
-}
-
-/// Lets children of a v2 cgroup have a cpu weight; true if that was necessary and possible.
-fn switch_on_cpu(parent: &Path) -> bool {
-    let lists_cpu = |file: &str| {
-        let list = fs::read_to_string(parent.join(file)).unwrap_or_default();
-        list.split_whitespace().any(|controller| controller == "cpu")
-    };
-    lists_cpu("cgroup.controllers")
-        && !lists_cpu("cgroup.subtree_control")
-        && fs::write(parent.join("cgroup.subtree_control"), "+cpu").is_ok()
-}
-
-/// True if another fleet has its cgroup in this directory, and needs the cpu controller as we did.
-fn has_fleet(parent: &Path) -> bool {
-    fs::read_dir(parent).is_ok_and(|entries| {
-        let mut names = entries.flatten().map(|entry| entry.file_name());
-        names.any(|name| name.to_string_lossy().starts_with("loadgen-"))
-    })
-}
-
-impl Version {
-    /// Whether this is a hierarchy of the version, and of the controller where that has its own.
-    pub(crate) fn is_of(self, mount: &Mount, controller: &str) -> bool {
-        match self {
-            Self::V1 => mount.kind == "cgroup" && mount.options.split(',').any(|o| o == controller),
-            Self::V2 => mount.kind == "cgroup2",
-        }
-    }
-}
-
-/// This process's own cgroup, from /proc/self/cgroup.
-pub(crate) fn own_path<'a>(own: &'a str, version: Version, controller: &str) -> Option<&'a Path> {
-    own.lines().find_map(|line| {
-        let mut fields = line.splitn(3, ':').skip(1);
-        let (controllers, path) = (fields.next()?, fields.next()?);
-        let found = match version {
-            Version::V1 => controllers.split(',').any(|c| c == controller),
-            Version::V2 => controllers.is_empty(),
-        };
-        found.then(|| Path::new(path))
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn hierarchies_are_found_by_what_they_are() {
-        let mountinfo = "\
-31 24 0:27 / /sys/fs/cgroup/cpu,cpuacct rw,nosuid shared:9 - cgroup cgroup rw,cpu,cpuacct
-33 24 0:29 / /sys/fs/cgroup/cpuset rw - cgroup cgroup rw,cpuset
-30 23 0:26 /docker/1 /sys/fs/cgroup/unified rw shared:4 - cgroup2 cgroup2 rw,nsdelegate
-22 1 8:1 / / rw - ext4 /dev/sda1 rw
-";
-        let points = |version: Version| -> Vec<PathBuf> {
-            mounts(mountinfo).filter(|m| version.is_of(m, "cpu")).map(|m| m.point).collect()
-        };
-        assert_eq!(points(Version::V1), [Path::new("/sys/fs/cgroup/cpu,cpuacct")]);
-        assert_eq!(points(Version::V2), [Path::new("/sys/fs/cgroup/unified")]);
-    }
-
-    #[test]
-    fn its_own_cgroup_is_found_in_both_versions() {
-        let own = "3:cpuset:/a\n1:cpu,cpuacct:/b/c\n0::/d\n";
-        assert_eq!(own_path(own, Version::V1, "cpu"), Some(Path::new("/b/c")));
-        assert_eq!(own_path(own, Version::V2, "cpu"), Some(Path::new("/d")));
-        assert_eq!(own_path("1:cpu:/\n", Version::V2, "cpu"), None);
     }
 }

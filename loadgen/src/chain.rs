@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use common::cgroup::{Mount, mounts};
 
-use crate::cgroup::{Version, own_path};
+use crate::hierarchy::{Version, own_path};
 
 /// Where the hierarchy with a controller is mounted: that of v1 if there is one.
 pub(crate) fn mount_of(mountinfo: &str, controller: &str) -> Option<(Mount, Version)> {

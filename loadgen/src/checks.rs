@@ -7,7 +7,6 @@ use anyhow::Result;
 use common::session::host_cannot;
 use kvm_ioctls::{Cap, Kvm};
 
-use crate::affinity;
 use crate::exits::ExitKind;
 use crate::fleet::Spec;
 use crate::ksm;
@@ -46,7 +45,6 @@ pub(crate) fn open_kvm() -> Result<Kvm> {
 /// Refuses what this host could only fail at halfway; too little memory only if all guests are to come at once.
 pub(crate) fn host(kvm: &Kvm, spec: &Spec, at_once: bool) -> Result<()> {
     check_limits(kvm, spec, at_once)?;
-    spec.cpus.as_ref().map_or(Ok(()), affinity::check)?;
     check_merging(spec)?;
     check_kinds(spec)
 }

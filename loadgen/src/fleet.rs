@@ -8,12 +8,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use common::args::CpuList;
 use common::session::{host_cannot, usage};
 use kvm_ioctls::Kvm;
 
 use crate::cgroup::Cgroup;
 use crate::checks;
+use crate::controls::Controls;
 use crate::guest::{self, Guest, Plan};
 use crate::image;
 use crate::janitor::Janitor;
@@ -55,10 +55,8 @@ pub struct Spec {
     pub vmm_sleep: Duration,
     /// How much of a CPU a further thread of each guest's process burns, in per cent.
     pub io_thread_percent: Option<u32>,
-    /// How much of a CPU each guest may have, in per cent: its quota in a cgroup of its own.
-    pub cpu_max_percent: Option<u32>,
-    /// The CPUs that guests are bound to.
-    pub cpus: Option<CpuList>,
+    /// What guests are held to.
+    pub controls: Controls,
 }
 
 impl Spec {
@@ -66,8 +64,6 @@ impl Spec {
     pub const MAX_VCPUS: u32 = image::MAX_VCPUS;
     /// The most memory a guest can have, in bytes.
     pub const MAX_MEMORY: u64 = image::MAX_MEMORY;
-    /// The highest quota: as much as all threads of the biggest guest can use.
-    pub const MAX_CPU_MAX_PERCENT: u32 = (image::MAX_VCPUS + 1) * 100;
 
     /// Threads of each guest: its vCPUs', and the I/O thread.
     pub(crate) fn threads(&self) -> u32 {
@@ -82,6 +78,7 @@ impl Spec {
 
     /// Refuses what no host could do.
     fn check(&self) -> Result<()> {
+        self.controls.check()?;
         if self.touched_bytes() > image::MAPPED_MEMORY {
             let filled = self.memory.map_or(0, |memory| memory.bytes);
             let most = image::MAPPED_MEMORY.saturating_sub(filled) / PAGE_SIZE as u64;
@@ -106,6 +103,7 @@ pub struct Fleet {
     created: u32,
     living: u32,
     failures: Vec<String>,
+    warning: Option<String>,
     /// How long each guest was out of quota, read at the end; empty before.
     throttled_ns: Vec<Option<u64>>,
     creation: Duration,
@@ -153,25 +151,30 @@ impl Fleet {
         let kvm = checks::open_kvm()?;
         checks::host(&kvm, spec, at_once)?;
         let pages = spec.vms as usize * spec.vcpus as usize;
-        let cgroup = Cgroup::create(&format!("loadgen-{}", process::pid()));
+        let plan = Plan::new(&kvm, spec)?;
+        let cgroup = Cgroup::create(&format!("loadgen-{}", process::pid()), &spec.controls);
         // From here on the cgroup is removed however this ends.
         let janitor =
             Janitor::start(&cgroup).context("failed to start the `lg-janitor` process")?;
         let mut fleet = Self {
-            plan: Plan::new(&kvm, spec)?,
             kvm,
-            shared: Shared::new(pages, spec.workload)
+            shared: Shared::new(pages, spec.workload, plan.node)
                 .context("failed to map the memory shared with guests")?,
+            plan,
             cgroup,
             janitor: Some(janitor),
             group: 0,
             created: 0,
             living: 0,
             failures: Vec::new(),
+            warning: None,
             throttled_ns: Vec::new(),
             creation: Duration::ZERO,
         };
-        spec.cpu_max_percent.map_or(Ok(()), |percent| fleet.cgroup.limit_guests(percent))?;
+        fleet.cgroup.prepare()?;
+        if !fleet.cgroup.has_weight() {
+            (fleet.plan.priority, fleet.warning) = fleet.plan.priority.without_weight();
+        }
         Ok(fleet)
     }
 
@@ -179,9 +182,10 @@ impl Fleet {
     /// failures as for [`Fleet::create`].
     pub fn grow(&mut self, vms: u32, progress: impl FnMut(u32) -> ControlFlow<()>) -> Result<()> {
         process::check_single_threaded()?;
-        let start = Instant::now();
+        let (start, before) = (Instant::now(), self.created);
         self.fork_guests(vms.min(self.plan.vms), progress)?;
         self.wait_until_ready()?;
+        self.cgroup.limit_cpu(before..self.created)?;
         self.creation += start.elapsed();
         Ok(())
     }
@@ -219,7 +223,7 @@ impl Fleet {
 
     /// A sentence about what this host did not allow, if anything.
     pub fn warning(&self) -> Option<String> {
-        self.cgroup.warning()
+        self.warning.clone()
     }
 
     /// True if no guest is left: all are done, or have failed.
@@ -287,7 +291,7 @@ impl Fleet {
             }
         }
         self.shared.control().leave();
-        (0..self.created).for_each(|vm| self.cgroup.lift_quota(vm));
+        self.cgroup.lift_cpu(self.created);
         let mut killed = 0;
         let mut last_left = start;
         while self.living > 0 {
@@ -419,7 +423,12 @@ impl Fleet {
                 return format!("`{name}` vCPU {vcpu}: {failure}");
             }
         }
-        format!("`{name}` {ended}")
+        match self.cgroup.memory_kill(vm) {
+            Some(limit) if ended == Ended::Killed(libc::SIGKILL) => {
+                format!("`{name}` was killed by the kernel: {limit}")
+            }
+            _ => format!("`{name}` {ended}"),
+        }
     }
 
     /// Kills what is left of the guests, and waits until it is gone.

@@ -16,8 +16,8 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{Cap, Kvm, VcpuExit, VcpuFd, VmFd};
 
-use crate::affinity::CpuMask;
-use crate::cgroup::Cgroup;
+use crate::affinity::Placement;
+use crate::cgroup::{Cgroup, Join};
 use crate::code::{Entry, STOP_PORT};
 use crate::contents;
 use crate::exits_code::PIO_PORT;
@@ -25,6 +25,8 @@ use crate::fleet::Spec;
 use crate::image::{self, IMAGE_SIZE, MMIO_GPA};
 use crate::io;
 use crate::memory::Memory;
+use crate::numa::Node;
+use crate::priority::Priority;
 use crate::process;
 use crate::record::{Failure, PAGE_SIZE, Step, VcpuPage};
 use crate::shared::{self, Order, Shared};
@@ -55,7 +57,11 @@ pub(crate) struct Plan {
     /// What the I/O thread burns, in per cent of a CPU.
     pub(crate) io_thread_percent: Option<u32>,
     /// The CPUs that guests are bound to.
-    cpus: Option<CpuMask>,
+    placement: Placement,
+    /// The NUMA node that their memory is bound to.
+    pub(crate) node: Option<Node>,
+    /// Their nice value and scheduling policy.
+    pub(crate) priority: Priority,
     /// Whether KVM reports steal time.
     pub(crate) steal: bool,
     split_irqchip: bool,
@@ -68,7 +74,7 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// Asks KVM what it can do.
+    /// Asks KVM what it can do, and the host whether guests can be held to what is asked for.
     pub(crate) fn new(kvm: &Kvm, spec: &Spec) -> Result<Self> {
         let supported = kvm
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
@@ -81,6 +87,9 @@ impl Plan {
             };
             Msrs::from_entries(&[entry]).ok()
         };
+        let node = spec.controls.numa_node.map(Node::find).transpose()?;
+        let priority = Priority::new(&spec.controls);
+        priority.check()?;
         Ok(Self {
             vms: spec.vms,
             vcpus: spec.vcpus,
@@ -91,7 +100,9 @@ impl Plan {
             mem_merge: spec.mem_merge,
             vmm_sleep: spec.vmm_sleep,
             io_thread_percent: spec.io_thread_percent,
-            cpus: spec.cpus.as_ref().map(CpuMask::new),
+            placement: Placement::new(&spec.controls, node)?,
+            node,
+            priority,
             steal: kvm.check_extension_raw(KVM_CAP_STEAL_TIME.into()) > 0,
             vmcall: knows_vmcall(&supported),
             split_irqchip: kvm.check_extension(Cap::SplitIrqchip),
@@ -177,15 +188,17 @@ impl Guest<'_> {
         let kvm = process::keep_only(self.kvm).map_err(of_io(Step::Detach))?;
         // SAFETY: `keep_only` returns an open descriptor of /dev/kvm that nothing else owns.
         let kvm = unsafe { Kvm::from_raw_fd(kvm) };
+        self.cgroup.join(self.index, Join::First).map_err(of_io(Step::JoinCgroup))?;
+        if let Some(node) = self.plan.node {
+            node.bind_thread().map_err(of_io(Step::BindMemory))?;
+        }
         let vm = self.create_vm(&kvm)?;
         let mut vcpus = Vec::with_capacity(self.plan.vcpus as usize);
         for vcpu in 0..self.plan.vcpus {
             vcpus.push(self.create_vcpu(&vm, vcpu)?);
         }
-        self.cgroup.or_nice().map_err(of_io(Step::JoinCgroup))?;
-        if let Some(cpus) = &self.plan.cpus {
-            cpus.bind().map_err(of_io(Step::Bind))?;
-        }
+        self.plan.priority.apply().map_err(of_io(Step::SetPriority))?;
+        self.plan.placement.bind().map_err(of_io(Step::Bind))?;
         match self.plan.io_thread_percent {
             None => self.run_vcpus(vcpus),
             Some(percent) => self.run_with_io_thread(vcpus, percent),
@@ -353,7 +366,7 @@ impl Guest<'_> {
         if control.join.wait(self.index) == Order::Leave {
             return Order::Leave;
         }
-        if let Err(e) = self.cgroup.join(self.index) {
+        if let Err(e) = self.cgroup.join(self.index, Join::Created) {
             self.die(0, of_io(Step::JoinCgroup)(e));
         }
         control.joined.come();
@@ -364,6 +377,9 @@ impl Guest<'_> {
     fn run_vcpu(&self, number: u32, mut vcpu: VcpuFd) {
         let page = self.page(number);
         page.tid.store(process::gettid(), Relaxed);
+        if let Err(e) = self.plan.placement.pin(self.index * self.plan.vcpus + number) {
+            self.die(number, of_io(Step::Bind)(e));
+        }
         let order = if number == 0 {
             let creation_ns = u64::try_from(self.forked.elapsed().as_nanos()).unwrap_or(u64::MAX);
             page.creation_ns.store(creation_ns, Relaxed);

@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::ValueEnum;
-use common::args::CpuList;
 use common::session::usage;
 use loadgen::{Memory, Part, Spec, Workload, parse_size};
+
+use crate::control_args::ControlArgs;
 
 /// The longest `--vmm-sleep`: a guest must see within the fleet's patience that it is to leave.
 const MAX_SLEEP_MS: f64 = 1_000.0;
@@ -34,13 +35,8 @@ pub(crate) struct GuestArgs {
     /// One more thread in each guest's process, which burns so many per cent of a CPU
     #[arg(long, value_name = "PCT", value_parser = clap::value_parser!(u32).range(1..=100))]
     io_thread: Option<u32>,
-    /// Give each guest a CPU quota, in per cent of one CPU
-    #[arg(long, value_name = "PCT",
-          value_parser = clap::value_parser!(u32).range(1..=i64::from(Spec::MAX_CPU_MAX_PERCENT)))]
-    cpu_max: Option<u32>,
-    /// Bind all guests to these CPUs: 0-3,8
-    #[arg(long, value_name = "LIST")]
-    cpus: Option<CpuList>,
+    #[command(flatten)]
+    controls: ControlArgs,
 }
 
 /// On or off.
@@ -70,8 +66,7 @@ impl GuestArgs {
             mem_merge: self.mem_merge != Some(Switch::Off),
             vmm_sleep: self.vmm_sleep.unwrap_or_default(),
             io_thread_percent: self.io_thread,
-            cpu_max_percent: self.cpu_max,
-            cpus: self.cpus.clone(),
+            controls: self.controls.controls(),
         })
     }
 }

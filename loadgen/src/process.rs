@@ -29,6 +29,17 @@ pub(crate) fn fork(child: impl FnOnce() -> i32) -> io::Result<libc::pid_t> {
     }
 }
 
+/// Whether something can be done that cannot be undone: a child does it. With one thread only, as [`fork`].
+pub(crate) fn try_in_child(attempt: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+    let errno = |e: io::Error| e.raw_os_error().unwrap_or(libc::EIO);
+    let pid = fork(|| attempt().map_or_else(errno, |()| 0))?;
+    match wait(pid, 0) {
+        Some((_, Ended::Exited(0))) => Ok(()),
+        Some((_, Ended::Exited(errno))) => Err(io::Error::from_raw_os_error(errno)),
+        _ => Err(io::Error::other("the attempt was ended by a signal")),
+    }
+}
+
 /// Ends this process at once, with all its threads; nothing that was inherited is flushed or dropped.
 pub(crate) fn exit_now(status: i32) -> ! {
     // SAFETY: _exit has no preconditions.

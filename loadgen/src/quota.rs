@@ -1,24 +1,22 @@
-//! The CPU quota of a guest: how a cgroup is told of it, and what its `cpu.stat` says of time without CPU.
+//! The CPU quota of a cgroup: how a cgroup is told of it, and what its `cpu.stat` says of time without CPU.
 
 use std::fs;
 use std::io;
 use std::path::Path;
 
-use crate::cgroup::Version;
+use crate::hierarchy::Version;
 
 /// In each of these a guest gets its quota of CPU time: the kernel's default, and libvirt's. Of a shorter one a single
 /// per cent would be less than the kernel allows, which is 1 ms.
 const PERIOD_US: u32 = 100_000;
 
-/// Lets the cgroups below this one have a quota; false if they cannot.
-pub(crate) fn enable_below(dir: &Path, version: Version) -> bool {
-    match version {
-        Version::V1 => dir.join("cpu.cfs_quota_us").exists(),
-        Version::V2 => {
-            dir.join("cpu.max").exists()
-                && fs::write(dir.join("cgroup.subtree_control"), "+cpu").is_ok()
-        }
-    }
+/// True if this cgroup can have a quota.
+pub(crate) fn exists(dir: &Path, version: Version) -> bool {
+    let file = match version {
+        Version::V1 => "cpu.cfs_quota_us",
+        Version::V2 => "cpu.max",
+    };
+    dir.join(file).exists()
 }
 
 /// Sets the quota of a cgroup, in per cent of one CPU.

@@ -220,6 +220,8 @@ steps! {
     SetCpuid = 16 "KVM_SET_CPUID2",
     Bind = 17 "set the CPUs to run on",
     AllowMerging = 18 "make memory mergeable (MADV_MERGEABLE)",
+    BindMemory = 19 "set the NUMA node to get memory from",
+    SetPriority = 20 "set nice value and scheduling policy",
 }
 
 /// Why a guest ended before it was told to. It crosses from process to process as two numbers.

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use crate::image::{self, IMAGE_SIZE};
+use crate::numa::Node;
 use crate::record::{PAGE_SIZE, VcpuPage};
 use crate::workload::Workload;
 
@@ -56,11 +57,13 @@ pub(crate) struct Shared {
 unsafe impl Sync for Shared {}
 
 impl Shared {
-    /// Maps memory for `pages` vCPUs with this workload; what is never touched costs nothing.
-    pub(crate) fn new(pages: usize, workload: Workload) -> io::Result<Self> {
+    /// Maps memory for `pages` vCPUs with this workload, on a NUMA node if there is one to be bound to; what is never
+    /// touched costs nothing.
+    pub(crate) fn new(pages: usize, workload: Workload, node: Option<Node>) -> io::Result<Self> {
         let size = PAGE_SIZE + IMAGE_SIZE + pages * PAGE_SIZE;
         let memory = map(size, libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE)?;
         let shared = Self { memory, size };
+        node.map_or(Ok(()), |node| node.bind_mapping(memory, size))?;
         // SAFETY: these pages have just been mapped, and only this process knows them.
         unsafe { image::write(shared.image(), workload) };
         Ok(shared)

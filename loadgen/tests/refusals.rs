@@ -20,6 +20,14 @@ fn refused(command: &mut Command) -> (i32, String) {
     (output.status.code().expect("an exit status"), stderr)
 }
 
+/// One guest where something is hidden: in a mount namespace of its own.
+fn without(hide: &str, args: &[&str]) -> Command {
+    let mut unshare = Command::new("unshare");
+    unshare.args(["--mount", "sh", "-c", &format!(r#"{hide} && exec "$@""#), "sh"]);
+    unshare.arg(loadgen().get_program()).args(["run", "--vms", "1"]).args(args);
+    unshare
+}
+
 #[test]
 fn bad_arguments() {
     for args in [
@@ -79,6 +87,26 @@ fn bad_arguments() {
         "run --vms 1 --cpus first",
         "run --vms 1 --cpus 1-0",
         "run --vms 1 --cpus 0,60000",
+        "run --vms 1 --nice 20",
+        "run --vms 1 --nice -21",
+        "run --vms 1 --nice low",
+        "run --vms 1 --sched fifo",
+        "run --vms 1 --sched idle --nice 3",
+        "run --vms 1 --sched idle --weight 100",
+        "run --vms 1 --pin 1",
+        "run --vms 1 --numa-node -1",
+        "run --vms 1 --numa-node 1023",
+        "run --vms 1 --numa-node 1024",
+        "run --vms 1 --weight 0",
+        "run --vms 1 --weight 10001",
+        "run --vms 1 --fleet-cpu-max 0",
+        "run --vms 1 --fleet-cpu-max 1000001",
+        "run --vms 1 --cpu-max 51 --fleet-cpu-max 50",
+        "run --vms 1 --memory-max 0",
+        "run --vms 1 --memory-max 4097",
+        "run --vms 1 --memory-max 16MB",
+        "run --vms 1 --fleet-memory-max lots",
+        "run --vms 1 --memory-max 20M --fleet-memory-max 16M",
         "run --vms 1 --duration 0",
         "run --vms 1 --duration -3",
         "run --vms 1 --duration soon",
@@ -113,16 +141,12 @@ fn more_memory_than_there_is() {
     assert!(sentence.contains("M: ask for fewer or for less"), "{sentence}");
 }
 
-/// Seen without /sys/kernel/mm/ksm: in a mount namespace of its own.
+/// Seen without /sys/kernel/mm/ksm.
 #[test]
 fn merging_without_ksm() {
     let with = |switch| {
-        let mut unshare = Command::new("unshare");
-        let hide = r#"mount -t tmpfs none /sys/kernel/mm && exec "$@""#;
-        unshare.args(["--mount", "sh", "-c", hide, "sh"]).arg(loadgen().get_program());
-        unshare.args(["run", "--vms", "1", "--workload", "memory=4K", "--duration", "0.5"]);
-        unshare.args(["--mem-merge", switch]);
-        unshare
+        let args = ["--workload", "memory=4K", "--duration", "0.5", "--mem-merge", switch];
+        without("mount -t tmpfs none /sys/kernel/mm", &args)
     };
     let (status, sentence) = refused(&mut with("on"));
     assert_eq!(status, 3, "{sentence}");
@@ -144,21 +168,63 @@ fn hypercalls_that_this_kvm_cannot_make() {
     }
 }
 
-/// Seen without any cgroup hierarchy: in a mount namespace of its own.
 #[test]
-fn quotas_without_a_cpu_controller() {
-    let mut unshare = Command::new("unshare");
-    unshare.args([
-        "--mount",
-        "sh",
-        "-c",
-        r#"umount --recursive /sys/fs/cgroup && exec "$@""#,
-        "sh",
-    ]);
-    unshare.arg(loadgen().get_program()).args(["run", "--vms", "1", "--cpu-max", "50"]);
-    let (status, sentence) = refused(&mut unshare);
+fn limits_without_a_cgroup() {
+    const UMOUNT: &str = "umount --recursive /sys/fs/cgroup";
+    for (args, what) in [
+        (["--cpu-max", "50"], "a CPU quota"),
+        (["--fleet-cpu-max", "50"], "a CPU quota"),
+        (["--weight", "100"], "a CPU weight"),
+        (["--memory-max", "16M"], "a memory limit"),
+        (["--fleet-memory-max", "16M"], "a memory limit"),
+    ] {
+        let (status, sentence) = refused(&mut without(UMOUNT, &args));
+        assert_eq!(status, 3, "{sentence}");
+        assert!(sentence.contains(&format!("no cgroup with {what} can be made")), "{sentence}");
+        assert!(sentence.contains("run as root or in a delegated cgroup"), "{sentence}");
+        assert!(
+            sentence.split("leave out").nth(1).is_some_and(|s| s.contains(args[0])),
+            "{sentence}"
+        );
+    }
+    // Where guests would be nice instead they are as nice as asked for, and nothing is said.
+    let args = ["--nice", "3", "--duration", "0.2"];
+    let output = without(UMOUNT, &args).output().expect("loadgen");
+    assert_eq!((output.status.code(), output.stderr.len()), (Some(0), 0), "{output:?}");
+}
+
+#[test]
+fn nodes_without_numa() {
+    let hide = "mount -t tmpfs none /sys/devices/system/node";
+    let (status, sentence) = refused(&mut without(hide, &["--numa-node", "0"]));
     assert_eq!(status, 3, "{sentence}");
-    assert!(sentence.contains("run as root or in a delegated cgroup"), "{sentence}");
+    assert!(sentence.contains("knows no NUMA nodes (CONFIG_NUMA)"), "{sentence}");
+}
+
+/// A machine with one node has no other CPUs: files say what there is instead.
+#[test]
+fn cpus_that_the_node_does_not_have() {
+    let hide = "mount -t tmpfs none /sys/devices/system/node && mkdir /sys/devices/system/node/node0 && \
+                echo 0 >/sys/devices/system/node/online && echo 1 >/sys/devices/system/node/node0/cpulist";
+    let (status, sentence) = refused(&mut without(hide, &["--numa-node", "0", "--cpus", "0-1"]));
+    assert_eq!(status, 2, "{sentence}");
+    assert!(sentence.contains("CPU 0 of --cpus is not on NUMA node 0"), "{sentence}");
+    let hide = hide.replace("echo 1 >", "echo 60000 >");
+    let (status, sentence) = refused(&mut without(&hide, &["--numa-node", "0"]));
+    assert_eq!(status, 3, "{sentence}");
+    assert!(sentence.contains("NUMA node 0 has no CPU that this process may run on"), "{sentence}");
+}
+
+/// Root without the right to lower nice values.
+#[test]
+fn nice_values_that_are_not_allowed() {
+    let mut setpriv = Command::new("setpriv");
+    setpriv.args(["--bounding-set", "-sys_nice", "--inh-caps", "-sys_nice"]);
+    setpriv.arg(loadgen().get_program()).args(["run", "--vms", "1", "--nice", "-1"]);
+    let (status, sentence) = refused(&mut setpriv);
+    assert_eq!(status, 3, "{sentence}");
+    assert!(sentence.contains("not allowed to run guests with nice -1"), "{sentence}");
+    assert!(sentence.contains("ulimit -e 21"), "{sentence}");
 }
 
 #[test]

@@ -7,15 +7,9 @@ use std::thread;
 use std::time::Duration;
 
 use support::{
-    PATIENCE, Running, TempDir, alone, cgroups, comm, number, read_truth, run, schedstat, share,
-    threads,
+    PATIENCE, Running, TempDir, alone, assert_close, cgroups, comm, number, read_truth, run,
+    schedstat, share, threads,
 };
-
-/// Within a tenth.
-fn assert_close(share: f64, percent: u32) {
-    let wanted = f64::from(percent) / 100.0;
-    assert!((share / wanted - 1.0).abs() < 0.1, "{share} instead of {wanted}");
-}
 
 #[test]
 fn the_io_thread_burns_its_share() {

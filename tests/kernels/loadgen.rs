@@ -1,5 +1,6 @@
 //! Guests run, on emulated AMD-V too, and know what they did.
 
+use std::fs;
 use std::path::Path;
 
 use serde_json::Value;
@@ -20,7 +21,7 @@ fn run(args: &[&str]) -> Vec<Value> {
 }
 
 fn read(path: &Path) -> Vec<Value> {
-    let text = std::fs::read_to_string(path).unwrap();
+    let text = fs::read_to_string(path).unwrap();
     json_lines(&text)
 }
 
@@ -47,6 +48,109 @@ fn guests_have_quotas_and_io_threads() {
         assert!((100_000_000..3_500_000_000).contains(&of("throttled_ns")), "{vcpu}");
         assert!((20_000_000..1_000_000_000).contains(&of("io_thread_cpu_ns")), "{vcpu}");
         assert_ne!(of("io_thread_tid"), of("tid"), "{vcpu}");
+    }
+}
+
+/// What the first of these files of a fleet's cgroup says, in whichever hierarchy it is.
+fn of_cgroup(fleet: &Tool, files: &[&str]) -> Option<String> {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+    let points = mounts.lines().filter_map(|line| {
+        let mut fields = line.split(' ').skip(1);
+        fields.next().filter(|_| fields.next().unwrap().starts_with("cgroup"))
+    });
+    let dirs = points.map(|point| format!("{point}/loadgen-{}", fleet.pid()));
+    let mut paths = dirs.flat_map(|dir| files.iter().map(move |file| format!("{dir}/{file}")));
+    paths.find_map(|path| fs::read_to_string(path).ok()).map(|text| text.trim().to_owned())
+}
+
+/// The controllers that each v2 cgroup at the top has.
+fn switched_on() -> Option<String> {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+    let line = mounts.lines().find(|line| line.split(' ').nth(2) == Some("cgroup2"))?;
+    let point = line.split(' ').nth(1).unwrap();
+    fs::read_to_string(format!("{point}/cgroup.subtree_control")).ok()
+}
+
+/// By what the kernel says of them, on plain cgroup v2 and others: priority, CPUs, memory, and each limit.
+#[test]
+fn guests_are_held_to_what_is_asked_for() {
+    let _alone = alone();
+    let before = switched_on();
+    let online = fs::read_to_string("/sys/devices/system/node/online").unwrap();
+    let node = online.trim().rsplit(['-', ',']).next().unwrap();
+    let cpus = fs::read_to_string(format!("/sys/devices/system/node/node{node}/cpulist")).unwrap();
+    // A node of memory alone, as the VM has, lets guests run everywhere.
+    let online = fs::read_to_string("/sys/devices/system/cpu/online").unwrap();
+    let cpus = if cpus == "\n" { online } else { cpus };
+    let fleet = "run --vms 2 --workload memory=4M --mem-merge off --nice 5 --sched batch --weight 300 --cpu-max 40 \
+                 --fleet-cpu-max 60 --memory-max 32M --fleet-memory-max 48M --numa-node";
+    let args: Vec<&str> = fleet.split_whitespace().chain([node]).collect();
+    let fleet = Tool::start(&loadgen(), &args);
+    let is = |files: &[&str], values: &[&str]| {
+        let value = of_cgroup(&fleet, files);
+        assert!(value.as_deref().is_some_and(|v| values.contains(&v)), "{files:?}: {value:?}");
+    };
+    is(&["cpu.shares", "cpu.weight"], &["3072", "300"]);
+    is(&["cpu.cfs_quota_us", "cpu.max"], &["60000", "60000 100000"]);
+    is(&["memory.limit_in_bytes", "memory.max"], &["50331648"]);
+    let own = |file: &str| format!("loadgen-0002/{file}");
+    is(&[&own("cpu.cfs_quota_us"), &own("cpu.max")], &["40000", "40000 100000"]);
+    is(&[&own("memory.limit_in_bytes"), &own("memory.max")], &["33554432"]);
+    let bytes = of_cgroup(&fleet, &[&own("memory.usage_in_bytes"), &own("memory.current")]);
+    let bytes: u64 = bytes.unwrap().parse().unwrap();
+    assert!((4 << 20..8 << 20).contains(&bytes), "{bytes}");
+
+    // Some kernels have a thread of their own for each virtual machine, in its cgroup.
+    let pids = of_cgroup(&fleet, &[&own("cgroup.procs")]).unwrap();
+    let of_pid = |pid: &str, file: &str| fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap();
+    let pid = pids.lines().find(|pid| of_pid(pid, "comm") == "loadgen-0002\n").unwrap();
+    let of_process = |file: &str| of_pid(pid, file);
+    let stat = of_process("stat");
+    let stat: Vec<&str> = stat.rsplit(") ").next().unwrap().split(' ').collect();
+    assert_eq!([stat[19 - 3], stat[41 - 3]], ["5", "3"], "nice value, SCHED_BATCH");
+    let status = of_process("status");
+    assert!(status.contains(&format!("\nCpus_allowed_list:\t{cpus}")), "{status}");
+    let maps = of_process("numa_maps");
+    let policy = format!("bind:{node}");
+    assert!(maps.lines().all(|line| line.split(' ').nth(1) == Some(&policy)), "{maps}");
+    let filled = maps.lines().find(|line| line.contains(" anon=1024 ")).unwrap();
+    assert!(filled.contains(&format!(" N{node}=1024 ")), "{maps}");
+
+    let ended = fleet.end(libc::SIGTERM);
+    assert!(ended.status.success(), "{}", ended.stderr);
+    assert_eq!(switched_on(), before);
+}
+
+/// On kernels without idle cgroups (5.15) it is the lowest weight.
+#[test]
+fn idle_fleets_are_idle() {
+    let _alone = alone();
+    let args = ["run", "--vms", "2", "--sched", "idle", "--pin"];
+    let fleet = Tool::start(&loadgen(), &args);
+    match kernel() < (5, 15) {
+        false => assert_eq!(of_cgroup(&fleet, &["cpu.idle"]).as_deref(), Some("1")),
+        true => assert_eq!(of_cgroup(&fleet, &["cpu.weight"]).as_deref(), Some("1")),
+    }
+    let ended = fleet.end(libc::SIGTERM);
+    assert!(ended.status.success(), "{}", ended.stderr);
+}
+
+#[test]
+fn guests_that_reach_a_memory_limit_are_named() {
+    let _alone = alone();
+    let work = ["run", "--vms", "1", "--workload", "exits=pagefault:20000"];
+    for (limit, what) in [
+        ("--memory-max", "it reached its"),
+        ("--fleet-memory-max", "the guests together reached their"),
+    ] {
+        let ended = Tool::start(&loadgen(), &[&work[..], &[limit, "16M"]].concat()).wait();
+        assert_eq!(ended.status.code(), Some(1));
+        assert_eq!(
+            ended.stderr,
+            format!(
+                "loadgen: guest failed: `loadgen-0001` was killed by the kernel: {what} memory limit ({limit} 16M)\n"
+            )
+        );
     }
 }
 

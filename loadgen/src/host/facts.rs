@@ -8,9 +8,9 @@ use std::path::Path;
 use kvm_bindings::{KVM_CAP_STEAL_TIME, KVM_MAX_CPUID_ENTRIES};
 use kvm_ioctls::Kvm;
 
-use crate::cgroup::Version;
 use crate::chain::{self, may_write};
 use crate::checks;
+use crate::hierarchy::Version;
 
 /// Of a module's parameters and of KSM's: values by name.
 pub(super) type Values = BTreeMap<String, String>;

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::facts::{Controller, Device, Facts};
 use super::hardware;
 use super::{Finding, Verdict};
-use crate::cgroup::Version;
+use crate::hierarchy::Version;
 use crate::record::PAGE_SIZE;
 
 /// KVM's own default on x86 (KVM_HALT_POLL_NS_DEFAULT).

@@ -230,6 +230,12 @@ pub fn share(running: &Running, tids: &[u32]) -> f64 {
     (after_ns - before_ns) as f64 / elapsed.as_nanos() as f64
 }
 
+/// Fails unless a share is within a tenth of so many per cent.
+pub fn assert_close(share: f64, percent: u32) {
+    let wanted = f64::from(percent) / 100.0;
+    assert!((share / wanted - 1.0).abs() < 0.1, "{share} instead of {wanted}");
+}
+
 /// The threads of a process.
 pub fn threads(pid: u32) -> Vec<u32> {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("tasks").flatten();
