@@ -54,7 +54,7 @@ mod tests {
         assert_eq!(chain(v1, own, "pids"), at(pids));
         let unified = ["/sys/fs/cgroup/unified/c", "/sys/fs/cgroup/unified"].map(PathBuf::from);
         assert_eq!(chain(v1, own, "memory"), unified);
-        assert_eq!(chain("", own, "pids"), [PathBuf::new(); 0]);
+        assert!(chain("", own, "pids").is_empty());
     }
 
     #[test]

@@ -12,7 +12,7 @@ use crate::fleet::Spec;
 use crate::size::size_text;
 
 /// Host memory that KVM and the kernel need for a guest that has run, and for each of its vCPUs: by memory cgroups
-/// 749 KiB with one vCPU, 1,267 with two (PVM, Linux 6.18); by MemAvailable up to 825 with one.
+/// 749 KiB with one vCPU, 1,267 with two (PVM, Linux 6.18); by MemAvailable up to 825 with one, 506 on AMD (Linux 6.12).
 const GUEST_BYTES: u64 = 320 << 10;
 const VCPU_BYTES: u64 = 512 << 10;
 /// Of all memory so much is left to the host, in per cent: without it the kernel swaps or kills.
@@ -218,7 +218,7 @@ pub(crate) struct Room {
 impl Room {
     /// Reads this host's limits. What the kernel does not tell does not limit.
     pub(crate) fn read(each: Each) -> Self {
-        let sysctl = |path: &str| number(&read(&format!("/proc/sys/{path}")));
+        let sysctl = |path: &str| number(&read(format!("/proc/sys/{path}")));
         let pid_max = Limit {
             used: host::threads().unwrap_or_default(),
             room: RESERVED_PIDS + ROOM_THREADS,

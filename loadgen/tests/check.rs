@@ -325,6 +325,8 @@ fn a_host_without_kvm() {
     assert_eq!(found["can_run_guests"], false);
     assert_eq!(found["dev_kvm"]["verdict"], "fail");
     assert_eq!(found["steal_time"]["verdict"], "unknown");
+    assert_eq!(found["guests"]["verdict"], "fail");
+    assert_eq!(found["guests"]["guests"], 0);
     assert_eq!(found["pid_max"]["limit"], number("/proc/sys/kernel/pid_max"));
 }
 
