@@ -1,6 +1,7 @@
 //! How many guests fit: what one of them takes, what limits this host has, and what is used of them already. `run`
 //! refuses by it, and `check` tells it.
 
+use std::ffi::OsString;
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -386,7 +387,10 @@ fn real_uid() -> u32 {
 /// Threads of all processes of a user.
 fn threads_of(uid: u32) -> u64 {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-    let statuses = entries.map(|entry| read(entry.path().join("status")));
+    // `self` and `thread-self` would count twice.
+    let is_pid = |name: &OsString| name.as_encoded_bytes().iter().all(u8::is_ascii_digit);
+    let processes = entries.filter(|entry| is_pid(&entry.file_name()));
+    let statuses = processes.map(|entry| read(entry.path().join("status")));
     statuses.filter_map(|status| threads_if_of(&status, uid)).sum()
 }
 
