@@ -35,7 +35,7 @@ bench:
 	packaging/install-deps bench
 	packaging/install-deps vm
 	cargo build --release --workspace
-	cargo bench --bench runqlat --bench kvmexits --bench vcpulag
+	cargo bench --bench runqlat --bench kvmexits --bench vcpulag --bench ksmstat
 	tests/vm/bench
 
 install:

@@ -14,6 +14,8 @@
 /* Full scans are seen by their own tracepoints, not at batches' ends. */
 const volatile bool has_tracepoints;
 const volatile bool with_stacks;
+/* Whether somebody asks whose memory it is. */
+const volatile bool by_process;
 
 extern const void ksm_scan __ksym __weak;
 extern const void vmemmap_base __ksym __weak;
@@ -29,6 +31,8 @@ bool knows_pages;
 /* All that counts only grows. */
 __u64 merged;
 __u64 merge_failed;
+/* Those that failed, by errno. */
+__u64 merge_errors[MERGE_ERRORS];
 __u64 zero_merged;
 __u64 batches;
 __u64 scan_ns;
@@ -116,6 +120,14 @@ static __noinline struct ksm_events *events_of(struct ksm_process *process, stru
 
 enum merge { MERGED, FAILED, ZERO };
 
+static __always_inline void count_error(__s32 err)
+{
+	/* As 64 bits: old verifiers lose the bounds of 32. */
+	__u64 error = -(__s64)err & (MERGE_ERRORS - 1);
+
+	__sync_fetch_and_add(&merge_errors[error], 1);
+}
+
 static __always_inline void count_merge(struct mm_struct *mm, enum merge what)
 {
 	struct ksm_process process = {};
@@ -125,7 +137,7 @@ static __always_inline void count_merge(struct mm_struct *mm, enum merge what)
 			     : what == ZERO ? &zero_merged
 					    : &merge_failed,
 			     1);
-	if (!bpf_core_field_exists(mm->owner))
+	if (!by_process || !bpf_core_field_exists(mm->owner))
 		return;
 	if (owner(mm, &process))
 		events = events_of(&process, mm);
@@ -143,6 +155,8 @@ static __always_inline void count_merge(struct mm_struct *mm, enum merge what)
 SEC("tp/ksm/ksm_merge_with_ksm_page")
 int ksm_merge_with_ksm_page(struct ksm_merge_with_ksm_page_record *ctx)
 {
+	if (ctx->err)
+		count_error(ctx->err);
 	count_merge(ctx->mm, ctx->err ? FAILED : MERGED);
 	return FOR_PERF_TOO;
 }
@@ -151,6 +165,8 @@ int ksm_merge_with_ksm_page(struct ksm_merge_with_ksm_page_record *ctx)
 SEC("tp/ksm/ksm_merge_one_page")
 int ksm_merge_one_page(struct ksm_merge_one_page_record *ctx)
 {
+	if (ctx->err)
+		count_error(ctx->err);
 	count_merge(ctx->mm, ctx->err ? FAILED : ZERO);
 	return FOR_PERF_TOO;
 }
@@ -242,6 +258,7 @@ static __always_inline void ksmd_stops(void)
 	__u64 clock = BPF_CORE_READ(ksmd, se.cfs_rq, rq, clock);
 	/* It may be pushed off when it is about to sleep, and will do so when it runs again. */
 	bool sleeps = task_interruptible(ksmd) && nvcsw != seen_nvcsw;
+	__u64 batch_ns;
 
 	if (seen_switches && switches != seen_switches + 1) {
 		lost_switches += switches - seen_switches - 1;
@@ -253,8 +270,10 @@ static __always_inline void ksmd_stops(void)
 	}
 	if (sleeps) {
 		if (knows_batch) {
-			record(KSM_BATCH, clock - batch_since_ns);
-			scan_ns += clock - batch_since_ns;
+			/* It may have begun on another CPU, whose clock is another. */
+			batch_ns = clock > batch_since_ns ? clock - batch_since_ns : 0;
+			record(KSM_BATCH, batch_ns);
+			scan_ns += batch_ns;
 			batches++;
 		}
 		batch_ends_for_full_scan(clock);
@@ -428,8 +447,8 @@ static __always_inline void write_fault_begins(struct vm_fault *vmf)
 /* include/linux/mm_types.h: VM_FAULT_ERROR, and VM_FAULT_RETRY: nothing was copied. */
 #define VM_FAULT_NOT_DONE (0x1 | 0x2 | 0x10 | 0x20 | 0x40 | 0x400 | 0x800)
 
-static __always_inline void count_place(void *ctx, struct ksm_process *process, __u64 ns,
-					struct ksm_events *events)
+static __always_inline void count_place(void *ctx, struct ksm_process *process,
+					struct mm_struct *mm, __u64 ns)
 {
 	struct cow_key key = {
 		.process = *process,
@@ -440,7 +459,7 @@ static __always_inline void count_place(void *ctx, struct ksm_process *process, 
 
 	place = bpf_map_lookup_elem(&places, &key);
 	if (!place) {
-		__builtin_memcpy(none.comm, events->comm, sizeof(none.comm));
+		BPF_CORE_READ_STR_INTO(&none.comm, mm, owner, group_leader, comm);
 		bpf_map_update_elem(&places, &key, &none, BPF_NOEXIST);
 		place = bpf_map_lookup_elem(&places, &key);
 	}
@@ -456,7 +475,7 @@ static __always_inline void write_fault_ends(void *ctx, __u32 result)
 {
 	__u32 tid = bpf_get_current_pid_tgid();
 	struct ksm_process process = {};
-	struct ksm_events *events = NULL;
+	struct ksm_events *events;
 	struct cow_start *start;
 	struct mm_struct *mm;
 	__u64 ns;
@@ -471,16 +490,23 @@ static __always_inline void write_fault_ends(void *ctx, __u32 result)
 		return;
 	__sync_fetch_and_add(&cow_breaks, 1);
 	record_cow(ns);
-	if (owner(mm, &process))
-		events = events_of(&process, mm);
+	if (!by_process && !with_stacks)
+		return;
+	if (!owner(mm, &process)) {
+		__sync_fetch_and_add(&lost_processes, 1);
+		return;
+	}
+	if (with_stacks)
+		count_place(ctx, &process, mm, ns);
+	if (!by_process)
+		return;
+	events = events_of(&process, mm);
 	if (!events) {
 		__sync_fetch_and_add(&lost_processes, 1);
 		return;
 	}
 	__sync_fetch_and_add(&events->cow_breaks, 1);
 	__sync_fetch_and_add(&events->cow_ns, ns);
-	if (with_stacks)
-		count_place(ctx, &process, ns, events);
 }
 
 SEC("fentry/do_wp_page")

@@ -6,6 +6,8 @@
 #include "hist.bpf.h"
 
 #define TASK_COMM_LEN 16
+/* A power of two beyond EHWPOISON, 133, with which include/uapi/asm-generic/errno.h ends. */
+#define MERGE_ERRORS 256
 
 /* What takes time. */
 enum ksm_kind {

@@ -40,7 +40,8 @@ pub fn find(wanted: &str) -> Result<Vm> {
     }
 }
 
-fn processes() -> impl Iterator<Item = i32> {
+/// All processes, by PID.
+pub fn processes() -> impl Iterator<Item = i32> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
 }

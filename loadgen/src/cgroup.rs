@@ -149,7 +149,19 @@ impl Cgroup {
         })
     }
 
-    /// The calling process, which is this guest, joins it or its own below it, or is nice instead.
+    /// Where there is no cgroup with a weight, the calling thread and those it starts are nice instead.
+    pub(crate) fn or_nice(&self) -> io::Result<()> {
+        if self.has_weight {
+            return Ok(());
+        }
+        // SAFETY: setpriority has no memory to go wrong with.
+        match unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICE) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
+    /// The calling process, which is this guest, joins it or its own below it.
     pub(crate) fn join(&self, index: u32) -> io::Result<()> {
         for dir in &self.dirs {
             // Opened by each guest anew: one file inherited by all would make them queue for its position.
@@ -162,13 +174,6 @@ impl Cgroup {
                 }
             };
             procs.write_all(b"0")?;
-        }
-        if !self.has_weight {
-            // SAFETY: setpriority has no memory to go wrong with.
-            let result = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICE) };
-            if result != 0 {
-                return Err(io::Error::last_os_error());
-            }
         }
         Ok(())
     }

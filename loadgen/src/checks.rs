@@ -43,15 +43,15 @@ pub(crate) fn open_kvm() -> Result<Kvm> {
     }
 }
 
-/// Refuses what this host could only fail at halfway.
-pub(crate) fn host(kvm: &Kvm, spec: &Spec) -> Result<()> {
-    check_limits(kvm, spec)?;
+/// Refuses what this host could only fail at halfway; too little memory only if all guests are to come at once.
+pub(crate) fn host(kvm: &Kvm, spec: &Spec, at_once: bool) -> Result<()> {
+    check_limits(kvm, spec, at_once)?;
     spec.cpus.as_ref().map_or(Ok(()), affinity::check)?;
     check_merging(spec)?;
     check_kinds(spec)
 }
 
-fn check_limits(kvm: &Kvm, spec: &Spec) -> Result<()> {
+fn check_limits(kvm: &Kvm, spec: &Spec, at_once: bool) -> Result<()> {
     let most_vcpus = kvm.get_max_vcpus();
     if spec.vcpus as usize > most_vcpus {
         return Err(host_cannot(format!(
@@ -59,7 +59,9 @@ fn check_limits(kvm: &Kvm, spec: &Spec) -> Result<()> {
             spec.vcpus
         )));
     }
-    match Room::read(Each::of(spec)).refuses(spec.vms.into()) {
+    let room = Room::read(Each::of(spec));
+    let room = if at_once { room } else { room.but_for_memory() };
+    match room.refuses(spec.vms.into()) {
         Some(sentence) => Err(host_cannot(sentence)),
         None => Ok(()),
     }

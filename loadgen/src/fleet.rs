@@ -21,7 +21,8 @@ use crate::ksm;
 use crate::memory::Memory;
 use crate::process::{self, Ended};
 use crate::record::{PAGE_SIZE, VcpuPage};
-use crate::shared::{Order, Shared};
+use crate::room::{Each, Room};
+use crate::shared::{Control, Shared};
 use crate::truth::{IoThread, MemoryTruth, OfVm, Truth};
 use crate::workload::Workload;
 
@@ -96,6 +97,7 @@ impl Spec {
 /// Guests, each a process of its own. Dropping the fleet kills those that are left and removes all traces.
 pub struct Fleet {
     plan: Plan,
+    kvm: Kvm,
     shared: Shared,
     cgroup: Cgroup,
     janitor: Option<Janitor>,
@@ -125,10 +127,31 @@ impl Fleet {
     /// Forks, so the process must have a single thread. Fails with [`host_cannot`] if this host has no KVM, or
     /// does not allow what is asked for.
     pub fn create(spec: &Spec, progress: impl FnMut(u32) -> ControlFlow<()>) -> Result<Self> {
+        let mut fleet = Self::new(spec, true)?;
+        fleet.grow(spec.vms, progress)?;
+        Ok(fleet)
+    }
+
+    /// A fleet without guests, that can [`grow`](Self::grow) to [`Spec::vms`] of them. Fails as [`Fleet::create`], but
+    /// does not ask whether there is memory for all of them: who lets it grow looks after that.
+    pub fn prepare(spec: &Spec) -> Result<Self> {
+        Self::new(spec, false)
+    }
+
+    /// How many such guests the limits of this host allow, memory left aside, and which limit allows no more; none if
+    /// there is no limit.
+    pub fn most(spec: &Spec) -> Option<(u32, String)> {
+        let room = Room::read(Each::of(spec)).but_for_memory();
+        let (limit, guests) = room.binding()?;
+        let sentence = format!("{limit} allows no more: {}", limit.remedy(guests * 2));
+        Some((u32::try_from(guests).unwrap_or(u32::MAX), sentence))
+    }
+
+    fn new(spec: &Spec, at_once: bool) -> Result<Self> {
         process::check_single_threaded()?;
         spec.check()?;
         let kvm = checks::open_kvm()?;
-        checks::host(&kvm, spec)?;
+        checks::host(&kvm, spec, at_once)?;
         let pages = spec.vms as usize * spec.vcpus as usize;
         let cgroup = Cgroup::create(&format!("loadgen-{}", process::pid()));
         // From here on the cgroup is removed however this ends.
@@ -136,6 +159,7 @@ impl Fleet {
             Janitor::start(&cgroup).context("failed to start the `lg-janitor` process")?;
         let mut fleet = Self {
             plan: Plan::new(&kvm, spec)?,
+            kvm,
             shared: Shared::new(pages, spec.workload)
                 .context("failed to map the memory shared with guests")?,
             cgroup,
@@ -148,16 +172,23 @@ impl Fleet {
             creation: Duration::ZERO,
         };
         spec.cpu_max_percent.map_or(Ok(()), |percent| fleet.cgroup.limit_guests(percent))?;
-        let start = Instant::now();
-        fleet.fork_guests(&kvm, progress)?;
-        fleet.wait_until_ready()?;
-        fleet.creation = start.elapsed();
         Ok(fleet)
     }
 
-    /// Lets all guests run, at once.
+    /// Creates guests until there are `vms`, ready to run; those that are there already go on. `progress` and
+    /// failures as for [`Fleet::create`].
+    pub fn grow(&mut self, vms: u32, progress: impl FnMut(u32) -> ControlFlow<()>) -> Result<()> {
+        process::check_single_threaded()?;
+        let start = Instant::now();
+        self.fork_guests(vms.min(self.plan.vms), progress)?;
+        self.wait_until_ready()?;
+        self.creation += start.elapsed();
+        Ok(())
+    }
+
+    /// Lets all guests that have been created run, at once.
     pub fn start(&self) {
-        self.shared.control().give(Order::Run);
+        self.shared.control().run.open_for(self.created);
     }
 
     /// Number of guests created.
@@ -173,6 +204,17 @@ impl Fleet {
     /// How long it took to create them.
     pub fn creation(&self) -> Duration {
         self.creation
+    }
+
+    /// How long each of the guests took to create, from its fork until it was ready, in nanoseconds.
+    pub fn creations_ns(&self) -> impl Iterator<Item = u64> {
+        (0..self.created).map(|vm| self.page(vm, 0).creation_ns.load(Relaxed))
+    }
+
+    /// Rounds of the workload's loop that each guest has done, its vCPUs together.
+    pub fn iterations(&self) -> impl Iterator<Item = u64> {
+        let of = |vm, vcpu| self.page(vm, vcpu).iterations.load(Relaxed);
+        (0..self.created).map(move |vm| (0..self.plan.vcpus).map(|vcpu| of(vm, vcpu)).sum())
     }
 
     /// A sentence about what this host did not allow, if anything.
@@ -244,8 +286,7 @@ impl Fleet {
                 self.page(vm, vcpu).stop.store(1, Relaxed);
             }
         }
-        // Of no effect on those that run already.
-        self.shared.control().give(Order::Leave);
+        self.shared.control().leave();
         (0..self.created).for_each(|vm| self.cgroup.lift_quota(vm));
         let mut killed = 0;
         let mut last_left = start;
@@ -296,11 +337,11 @@ impl Fleet {
 
     fn fork_guests(
         &mut self,
-        kvm: &Kvm,
+        vms: u32,
         mut progress: impl FnMut(u32) -> ControlFlow<()>,
     ) -> Result<()> {
         let parent = process::pid();
-        for index in 0..self.plan.vms {
+        for index in self.created..vms {
             self.cgroup.add_guest(index)?;
             let guest = Guest {
                 plan: &self.plan,
@@ -308,7 +349,8 @@ impl Fleet {
                 cgroup: &self.cgroup,
                 index,
                 parent,
-                kvm: kvm.as_raw_fd(),
+                kvm: self.kvm.as_raw_fd(),
+                forked: Instant::now(),
             };
             let pid = process::fork(|| guest.run()).map_err(|e| fork_failed(index, &e))?;
             // A group of their own: a terminal's Ctrl-C is for the parent, which lets them leave in order. The
@@ -329,9 +371,17 @@ impl Fleet {
         Ok(())
     }
 
+    /// Waits until all threads are there, then until all guests are in the cgroup.
     fn wait_until_ready(&mut self) -> Result<()> {
-        let all = self.created * self.plan.threads;
-        while !self.shared.control().wait_until_settled(all, SETTLE_POLL) {
+        let threads = self.created * self.plan.threads;
+        self.wait_for(|control| control.settled.wait(threads, SETTLE_POLL))?;
+        let guests = self.created;
+        self.shared.control().join.open_for(guests);
+        self.wait_for(|control| control.joined.wait(guests, SETTLE_POLL))
+    }
+
+    fn wait_for(&mut self, come: impl Fn(&Control) -> bool) -> Result<()> {
+        while !come(self.shared.control()) {
             self.reap(false);
             if let Some(failure) = self.failures.first() {
                 return Err(anyhow!("failed to create guests: {failure}"));

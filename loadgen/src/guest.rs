@@ -7,7 +7,7 @@ use std::os::fd::{FromRawFd as _, RawFd};
 use std::ptr::{self, NonNull};
 use std::sync::atomic::Ordering::Relaxed;
 use std::thread::{self, Scope, Thread};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use kvm_bindings::{
@@ -139,6 +139,8 @@ pub(crate) struct Guest<'a> {
     pub(crate) index: u32,
     pub(crate) parent: u32,
     pub(crate) kvm: RawFd,
+    /// When the parent began to fork it.
+    pub(crate) forked: Instant,
 }
 
 /// A guest's name, from its number counted from 0: `loadgen-0001` is the first.
@@ -180,8 +182,7 @@ impl Guest<'_> {
         for vcpu in 0..self.plan.vcpus {
             vcpus.push(self.create_vcpu(&vm, vcpu)?);
         }
-        // Not before: creation at so low a weight would starve as soon as the host has anything else to do.
-        self.cgroup.join(self.index).map_err(of_io(Step::JoinCgroup))?;
+        self.cgroup.or_nice().map_err(of_io(Step::JoinCgroup))?;
         if let Some(cpus) = &self.plan.cpus {
             cpus.bind().map_err(of_io(Step::Bind))?;
         }
@@ -306,7 +307,7 @@ impl Guest<'_> {
         thread::scope(|scope| {
             let thread = self.spawn(scope, 0, "io", || {
                 page.io_thread_tid.store(process::gettid(), Relaxed);
-                if self.wait_for_order() == Order::Run {
+                if self.wait_for_start() == Order::GoOn {
                     io::burn(page, percent);
                 }
             });
@@ -338,16 +339,39 @@ impl Guest<'_> {
     }
 
     /// Tells the parent that one more thread is ready, and waits for it to start or end the run.
-    fn wait_for_order(&self) -> Order {
+    fn wait_for_start(&self) -> Order {
         let control = self.shared.control();
-        control.settle(self.plan.vms * self.plan.threads);
-        control.wait_for_order()
+        control.settled.come();
+        control.run.wait(self.index)
+    }
+
+    /// The same for the first thread, which takes the guest to its cgroup in between: not before, as creation at so
+    /// low a weight would starve as soon as the host has anything else to do, other guests for one.
+    fn join_and_wait_for_start(&self) -> Order {
+        let control = self.shared.control();
+        control.settled.come();
+        if control.join.wait(self.index) == Order::Leave {
+            return Order::Leave;
+        }
+        if let Err(e) = self.cgroup.join(self.index) {
+            self.die(0, of_io(Step::JoinCgroup)(e));
+        }
+        control.joined.come();
+        control.run.wait(self.index)
     }
 
     /// Waits for the start, then runs the vCPU until the guest has left.
     fn run_vcpu(&self, number: u32, mut vcpu: VcpuFd) {
-        self.page(number).tid.store(process::gettid(), Relaxed);
-        if self.wait_for_order() == Order::Leave {
+        let page = self.page(number);
+        page.tid.store(process::gettid(), Relaxed);
+        let order = if number == 0 {
+            let creation_ns = u64::try_from(self.forked.elapsed().as_nanos()).unwrap_or(u64::MAX);
+            page.creation_ns.store(creation_ns, Relaxed);
+            self.join_and_wait_for_start()
+        } else {
+            self.wait_for_start()
+        };
+        if order == Order::Leave {
             return;
         }
         loop {

@@ -1,6 +1,8 @@
 //! The command line of loadgen.
 
 mod check;
+mod guests;
+mod ramp;
 mod run;
 mod signals;
 
@@ -21,6 +23,7 @@ struct Args {
 enum Command {
     Run(run::Args),
     Check(check::Args),
+    Ramp(ramp::Args),
 }
 
 fn main() -> ExitCode {
@@ -31,5 +34,6 @@ fn run(args: Args) -> Result<ExitCode> {
     match args.command {
         Command::Run(args) => run::run(&args),
         Command::Check(args) => check::run(&args),
+        Command::Ramp(args) => ramp::run(&args),
     }
 }

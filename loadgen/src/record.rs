@@ -70,6 +70,8 @@ pub(crate) struct VcpuPage {
     pub(crate) pid: AtomicU32,
     /// The vCPU's thread.
     pub(crate) tid: AtomicU32,
+    /// From the parent's fork until it was ready to run, in nanoseconds; on the page of vCPU 0 only.
+    pub(crate) creation_ns: AtomicU64,
     /// The guest's I/O thread, if it has one, and the CPU time it has had; on the page of vCPU 0 only.
     pub(crate) io_thread_tid: AtomicU32,
     pub(crate) io_thread_cpu_ns: AtomicU64,

@@ -274,6 +274,12 @@ impl Room {
         Self { each, limits }
     }
 
+    /// But for memory, of which guests may turn out to need less.
+    pub(crate) fn but_for_memory(mut self) -> Self {
+        self.limits.retain(|limit| !matches!(limit.kind, Kind::Memory | Kind::MemoryCgroup));
+        self
+    }
+
     /// The limit that allows the fewest guests, and how many.
     pub(crate) fn binding(&self) -> Option<(&Limit, u64)> {
         let limits = self.limits.iter().filter_map(|limit| Some((limit, limit.guests()?)));

@@ -8,23 +8,17 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow};
-use clap::ValueEnum;
-use common::args::{CpuList, parse_seconds};
-use common::session::{Stop, complain, usage};
+use common::args::parse_seconds;
+use common::session::{Stop, complain};
 use indicatif::{ProgressBar, ProgressStyle};
-use loadgen::{
-    ByKind, Expected, Fleet, Memory, MemoryTruth, Part, Rewrite, Spec, Stopped, TruthFile,
-    Workload, parse_size,
-};
+use loadgen::{ByKind, Expected, Fleet, MemoryTruth, Rewrite, Spec, Stopped, TruthFile, Workload};
 use serde::Serialize;
 
+use crate::guests::GuestArgs;
 use crate::signals::{HeldBack, Usr1};
 
 /// How often to look whether guests are still there and anybody is still reading.
 const LOOK: Duration = Duration::from_millis(200);
-
-/// The longest `--vmm-sleep`: a guest must see within the fleet's patience that it is to leave.
-const MAX_SLEEP_MS: f64 = 1_000.0;
 
 /// Runs guests for a time, or until SIGINT, SIGTERM or SIGHUP
 #[derive(clap::Args)]
@@ -32,33 +26,8 @@ pub(crate) struct Args {
     /// Number of guests
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     vms: u32,
-    /// vCPUs of each guest
-    #[arg(long, value_name = "N", default_value_t = 1,
-          value_parser = clap::value_parser!(u32).range(1..=i64::from(Spec::MAX_VCPUS)))]
-    vcpus: u32,
-    /// Memory of each guest: bytes, or a number with K, M or G; none of it exists before it is touched
-    #[arg(long, value_name = "SIZE", default_value = "0", value_parser = size)]
-    memory: u64,
-    /// What the guests do: spin, idle, idle=HZ, duty=PCT or exits=KIND:COUNT[@RATE],...; and, alone or given beside one
-    /// of these, memory=SIZE[,duplicate=PCT][,zero=PCT][,rewrite=PCT/s|PCT/signal]
-    #[arg(long, value_name = "WORKLOAD", default_value = "spin")]
-    workload: Vec<Part>,
-    /// Whether KSM may merge the memory of memory=SIZE, as QEMU's mem-merge [default: on]
-    #[arg(long, value_name = "on|off")]
-    mem_merge: Option<Switch>,
-    /// Sleep so many milliseconds before answering an exit to userspace (pio, mmio); fractions are allowed
-    #[arg(long, value_name = "MS", value_parser = sleep)]
-    vmm_sleep: Option<Duration>,
-    /// One more thread in each guest's process, which burns so many per cent of a CPU
-    #[arg(long, value_name = "PCT", value_parser = clap::value_parser!(u32).range(1..=100))]
-    io_thread: Option<u32>,
-    /// Give each guest a CPU quota, in per cent of one CPU
-    #[arg(long, value_name = "PCT",
-          value_parser = clap::value_parser!(u32).range(1..=i64::from(Spec::MAX_CPU_MAX_PERCENT)))]
-    cpu_max: Option<u32>,
-    /// Bind all guests to these CPUs: 0-3,8
-    #[arg(long, value_name = "LIST")]
-    cpus: Option<CpuList>,
+    #[command(flatten)]
+    guests: GuestArgs,
     /// Stop after this many seconds
     #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]
     duration: Option<Duration>,
@@ -68,19 +37,6 @@ pub(crate) struct Args {
     /// Print nothing but a summary at the end, as one JSON object
     #[arg(long)]
     json: bool,
-}
-
-/// On or off.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Switch {
-    On,
-    Off,
-}
-
-/// What all guests do at the same time.
-struct Work {
-    cpu: Workload,
-    memory: Option<Memory>,
 }
 
 /// What all guests did together.
@@ -119,16 +75,15 @@ struct MemorySummary {
 }
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
-    let work = work(&args.workload)?;
-    check(args, &work)?;
+    let spec = args.guests.spec(args.vms)?;
     let truth = args.truth.as_deref().map(TruthFile::check).transpose()?;
     // First, as what is held back is let go of again.
-    let usr1 = match work.memory.and_then(|memory| memory.rewrite) {
+    let usr1 = match spec.memory.and_then(|memory| memory.rewrite) {
         Some(Rewrite::PerSignal(_)) => Some(Usr1::block()?),
         Some(Rewrite::PerSecond(_)) | None => None,
     };
     let held_back = HeldBack::new()?;
-    let mut fleet = create(args, &work, &held_back)?;
+    let mut fleet = create(&spec, &held_back)?;
     // The guests are forked: now there may be threads, and signals.
     let stop = Stop::install()?;
     drop(held_back);
@@ -150,7 +105,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let ran = start.elapsed();
     let stopped = fleet.stop();
     let failures = fleet.failures().to_vec();
-    let summary = Summary::new(&fleet, work.cpu, ran, stopped, failures.len());
+    let summary = Summary::new(&fleet, spec.workload, ran, stopped, failures.len());
     // Whatever else goes wrong: the truth is written, and nothing is left behind.
     let written = truth.map_or(Ok(()), |file| file.write(fleet.truth()));
     let finished = fleet.finish();
@@ -171,57 +126,14 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     printed.map(|()| ExitCode::SUCCESS)
 }
 
-/// What `--workload` says, however often: one of each kind. Memory alone leaves the vCPUs idle.
-fn work(parts: &[Part]) -> Result<Work> {
-    let (mut cpu, mut memory) = (None, None);
-    for part in parts {
-        let twice = match *part {
-            Part::Cpu(workload) => cpu.replace(workload).is_some(),
-            Part::Memory(wanted) => memory.replace(wanted).is_some(),
-        };
-        if twice {
-            return Err(usage(
-                "--workload is given twice: it may be, once for the vCPUs and once for memory=SIZE",
-            ));
-        }
-    }
-    Ok(Work { cpu: cpu.unwrap_or_else(Workload::idle), memory })
-}
-
-/// Refuses options that would do nothing.
-fn check(args: &Args, work: &Work) -> Result<()> {
-    if args.mem_merge.is_some() && work.memory.is_none() {
-        return Err(usage("--mem-merge needs memory that is filled: --workload memory=SIZE"));
-    }
-    let reach_the_vmm = matches!(work.cpu, Workload::Exits(exits) if exits.reach_the_vmm());
-    if args.vmm_sleep.is_some() && !reach_the_vmm {
-        return Err(usage(
-            "--vmm-sleep needs exits to userspace: --workload exits=pio:COUNT or exits=mmio:COUNT",
-        ));
-    }
-    Ok(())
-}
-
 /// Creates the fleet, with a progress bar on a terminal; a signal ends the creation early.
-fn create(args: &Args, work: &Work, held_back: &HeldBack) -> Result<Fleet> {
-    let spec = Spec {
-        vms: args.vms,
-        vcpus: args.vcpus,
-        memory_bytes: args.memory,
-        workload: work.cpu,
-        memory: work.memory,
-        mem_merge: args.mem_merge != Some(Switch::Off),
-        vmm_sleep: args.vmm_sleep.unwrap_or_default(),
-        io_thread_percent: args.io_thread,
-        cpu_max_percent: args.cpu_max,
-        cpus: args.cpus.clone(),
-    };
+fn create(spec: &Spec, held_back: &HeldBack) -> Result<Fleet> {
     // Draws on standard error, and only if that is a terminal. No ticker: that would be a thread.
-    let bar = ProgressBar::new(args.vms.into());
+    let bar = ProgressBar::new(spec.vms.into());
     if let Ok(style) = ProgressStyle::with_template("{bar:40} {pos}/{len} guests ({per_sec})") {
         bar.set_style(style);
     }
-    let fleet = Fleet::create(&spec, |created| {
+    let fleet = Fleet::create(spec, |created| {
         bar.set_position(created.into());
         match held_back.pending() {
             true => ControlFlow::Break(()),
@@ -418,31 +330,4 @@ fn per_second(number: u32, seconds: f64) -> f64 {
 fn count(number: u64, noun: &str) -> String {
     let plural = if number == 1 { "" } else { "s" };
     format!("{number} {noun}{plural}")
-}
-
-/// What the guest's memory may be.
-fn size(text: &str) -> Result<u64, String> {
-    parse_size(text, 0, Spec::MAX_MEMORY)
-}
-
-/// Milliseconds to sleep: short enough for guests to be told to leave.
-fn sleep(text: &str) -> Result<Duration, String> {
-    match text.parse::<f64>() {
-        Ok(ms) if ms > 0.0 && ms <= MAX_SLEEP_MS => Ok(Duration::from_secs_f64(ms / 1e3)),
-        _ => Err(format!("it is not a number of milliseconds above 0, up to {MAX_SLEEP_MS}")),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sleeps_are_milliseconds() {
-        assert_eq!(sleep("2"), Ok(Duration::from_millis(2)));
-        assert_eq!(sleep("0.5"), Ok(Duration::from_micros(500)));
-        for text in ["", "0", "-1", "1001", "inf", "nan", "1ms"] {
-            assert!(sleep(text).is_err(), "{text}");
-        }
-    }
 }

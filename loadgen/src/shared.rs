@@ -10,23 +10,40 @@ use crate::image::{self, IMAGE_SIZE};
 use crate::record::{PAGE_SIZE, VcpuPage};
 use crate::workload::Workload;
 
-/// What the guests wait for; as long as there is none, its place holds 0.
+/// What a guest is told that waits at a gate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u32)]
 pub(crate) enum Order {
-    /// Start.
-    Run = 1,
-    /// Leave without having started.
-    Leave = 2,
+    /// Go on.
+    GoOn,
+    /// Leave without having run.
+    Leave,
 }
 
 /// What concerns all guests.
 #[repr(C)]
 pub(crate) struct Control {
-    /// An [`Order`]; a futex.
-    order: AtomicU32,
-    /// Threads of guests that are there and wait for the order; a futex.
-    settled: AtomicU32,
+    /// Who may join the cgroup: as long as guests are created, those that run would keep them from it.
+    pub(crate) join: Gate,
+    /// Who may run.
+    pub(crate) run: Gate,
+    /// Threads of guests that are there.
+    pub(crate) settled: Tally,
+    /// Guests that are in the cgroup.
+    pub(crate) joined: Tally,
+}
+
+/// How many of the guests, in the order of their numbers, may go on; or [`LEAVE`]. A futex.
+#[repr(transparent)]
+pub(crate) struct Gate(AtomicU32);
+
+/// For a [`Gate`]: those that wait at it shall leave.
+const LEAVE: u32 = u32::MAX;
+
+/// How many have come, and how many of them the parent waits for; the first is a futex.
+#[repr(C)]
+pub(crate) struct Tally {
+    come: AtomicU32,
+    awaited: AtomicU32,
 }
 
 /// The mapping. It is inherited by every guest, which never unmaps it.
@@ -133,37 +150,49 @@ pub(crate) fn map_side_by_side(parts: [(*mut u8, usize); 2]) -> io::Result<NonNu
 }
 
 impl Control {
-    /// The parent: tells all guests to run or to leave.
-    pub(crate) fn give(&self, order: Order) {
-        self.order.store(order as u32, Ordering::Release);
-        futex_wake(&self.order);
+    /// The parent: tells all guests that wait to leave; of no effect on those that run.
+    pub(crate) fn leave(&self) {
+        self.join.open_for(LEAVE);
+        self.run.open_for(LEAVE);
+    }
+}
+
+impl Gate {
+    /// The parent: lets the first `guests` go on.
+    pub(crate) fn open_for(&self, guests: u32) {
+        self.0.store(guests, Ordering::Release);
+        futex_wake(&self.0);
     }
 
-    /// A thread of a guest: waits until it is told to run or to leave.
-    pub(crate) fn wait_for_order(&self) -> Order {
+    /// A thread of guest `index`: waits until it may go on or is to leave.
+    pub(crate) fn wait(&self, index: u32) -> Order {
         loop {
-            match self.order.load(Ordering::Acquire) {
-                run if run == Order::Run as u32 => return Order::Run,
-                leave if leave == Order::Leave as u32 => return Order::Leave,
-                waiting => futex_wait(&self.order, waiting, None),
+            match self.0.load(Ordering::Acquire) {
+                LEAVE => return Order::Leave,
+                guests if index < guests => return Order::GoOn,
+                guests => futex_wait(&self.0, guests, None),
             }
         }
     }
+}
 
-    /// A thread of a guest is ready; the last of `all` wakes the parent.
-    pub(crate) fn settle(&self, all: u32) {
-        if self.settled.fetch_add(1, Ordering::AcqRel) + 1 == all {
-            futex_wake(&self.settled);
+impl Tally {
+    /// One more has come; the last of those awaited wakes the parent.
+    pub(crate) fn come(&self) {
+        let come = self.come.fetch_add(1, Ordering::AcqRel) + 1;
+        if come == self.awaited.load(Ordering::Acquire) {
+            futex_wake(&self.come);
         }
     }
 
-    /// The parent: how many are ready. Waits up to `timeout` if it is fewer than `all`.
-    pub(crate) fn wait_until_settled(&self, all: u32, timeout: Duration) -> bool {
-        let settled = self.settled.load(Ordering::Acquire);
-        if settled < all {
-            futex_wait(&self.settled, settled, Some(timeout));
+    /// The parent: whether so many have come. Waits up to `timeout` if not.
+    pub(crate) fn wait(&self, awaited: u32, timeout: Duration) -> bool {
+        self.awaited.store(awaited, Ordering::Release);
+        let come = self.come.load(Ordering::Acquire);
+        if come < awaited {
+            futex_wait(&self.come, come, Some(timeout));
         }
-        self.settled.load(Ordering::Acquire) >= all
+        self.come.load(Ordering::Acquire) >= awaited
     }
 }
 

@@ -2,6 +2,9 @@
 //! finds them pending. And SIGUSR1, which is asked for.
 
 use std::mem::MaybeUninit;
+use std::os::unix::process::CommandExt as _;
+use std::process::Command;
+use std::ptr;
 
 use anyhow::{Result, bail};
 
@@ -9,6 +12,7 @@ const SIGNALS: [i32; 3] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP];
 
 /// While this exists the signals that end a run are pending, not delivered.
 pub(crate) struct HeldBack {
+    ours: libc::sigset_t,
     before: libc::sigset_t,
 }
 
@@ -27,9 +31,9 @@ impl HeldBack {
         if failed != 0 {
             bail!("failed to block signals");
         }
-        // SAFETY: pthread_sigmask has succeeded and filled it in.
-        let before = unsafe { before.assume_init() };
-        Ok(Self { before })
+        // SAFETY: sigemptyset and pthread_sigmask have filled them in.
+        let (ours, before) = unsafe { (ours.assume_init(), before.assume_init()) };
+        Ok(Self { ours, before })
     }
 
     /// True if one of them has come in the meantime.
@@ -41,13 +45,30 @@ impl HeldBack {
                 && SIGNALS.iter().any(|signal| libc::sigismember(pending.as_ptr(), *signal) == 1)
         }
     }
+
+    /// The program that this starts is not held back from them: what is blocked is inherited.
+    pub(crate) fn spare<'a>(&self, command: &'a mut Command) -> &'a mut Command {
+        let before = self.before;
+        let restore = move || {
+            // SAFETY: the set is the one that pthread_sigmask returned.
+            unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, ptr::null_mut()) };
+            Ok(())
+        };
+        // SAFETY: pthread_sigmask is allowed between fork and exec, and nothing else is called.
+        unsafe { command.pre_exec(restore) }
+    }
+
+    /// True if one of them has come; it is answered with that, and not delivered any more.
+    pub(crate) fn take(&self) -> bool {
+        take(&self.ours)
+    }
 }
 
 impl Drop for HeldBack {
     fn drop(&mut self) {
         // SAFETY: the set is the one that pthread_sigmask returned.
         unsafe {
-            libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.before, std::ptr::null_mut())
+            libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.before, ptr::null_mut())
         };
     }
 }
@@ -63,7 +84,7 @@ impl Usr1 {
         let failed = unsafe {
             libc::sigemptyset(usr1.as_mut_ptr());
             libc::sigaddset(usr1.as_mut_ptr(), libc::SIGUSR1);
-            libc::pthread_sigmask(libc::SIG_BLOCK, usr1.as_ptr(), std::ptr::null_mut())
+            libc::pthread_sigmask(libc::SIG_BLOCK, usr1.as_ptr(), ptr::null_mut())
         };
         if failed != 0 {
             bail!("failed to block SIGUSR1");
@@ -74,10 +95,13 @@ impl Usr1 {
 
     /// True if it has come since the last look: once or more often.
     pub(crate) fn came(&self) -> bool {
-        let at_once = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-        // SAFETY: the set is valid, nobody wants to know more of the signal, and the timeout is valid.
-        unsafe {
-            libc::sigtimedwait(&raw const self.0, std::ptr::null_mut(), &raw const at_once) > 0
-        }
+        take(&self.0)
     }
+}
+
+/// True if a signal of these, which are blocked, is pending: it is so no longer.
+fn take(signals: &libc::sigset_t) -> bool {
+    let at_once = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the set is valid, nobody wants to know more of the signal, and the timeout is valid.
+    unsafe { libc::sigtimedwait(signals, ptr::null_mut(), &raw const at_once) > 0 }
 }

@@ -80,7 +80,7 @@ impl Workload {
     }
 
     /// True if guests leave when they are done, without being told to.
-    pub(crate) fn ends_by_itself(self) -> bool {
+    pub fn ends_by_itself(self) -> bool {
         matches!(self, Self::Exits(_))
     }
 }

@@ -61,7 +61,7 @@ fn pause() {
 #[test]
 fn rates_add_up_to_the_kernels_counters_and_to_what_was_done() {
     let _alone = alone();
-    let ksm = Ksm::take();
+    let ksm = Ksm::take_alone();
     let mut tool = Tool::start(KSMSTAT, &["--json", "0.3"]);
     // The first row is about nothing.
     assert!(!tool.line().is_empty());
@@ -99,11 +99,50 @@ fn rates_add_up_to_the_kernels_counters_and_to_what_was_done() {
     assert_eq!(sum(&rows, "lost"), 0);
 }
 
+/// How many there were of a kind.
+fn count(rows: &[Value], kind: &str) -> i64 {
+    let buckets = rows.iter().flat_map(|row| row["buckets"][kind].as_array().unwrap());
+    buckets.map(|bucket| bucket[2].as_i64().unwrap()).sum()
+}
+
+#[test]
+fn scans_are_so_many_and_take_so_long() {
+    let _alone = alone();
+    let ksm = Ksm::take_alone();
+    // 1,009 pages: nine batches of 101, and one that finds the end. The first one sees nothing merge.
+    let _memory = Mergeable::start(&pages(0, 1_009, 1_000));
+    ksm.set("pages_to_scan", 101);
+    ksm.set("sleep_millisecs", 3);
+    let tool = Tool::start(KSMSTAT, &["--json", "0.3"]);
+    ksm.scan(7);
+    pause();
+    let rows = rows(&tool.end(libc::SIGINT));
+    let full_scans = number(rows.last().unwrap(), "full_scans");
+    let scans = count(&rows, "full_scan");
+    // Without tracepoints, the first one's beginning is not known.
+    let unknown = i64::from(kernel() < TRACEPOINTS);
+    let before = number(&rows[0], "full_scans");
+    assert!(scans <= full_scans && scans >= full_scans - before - unknown, "{scans}: {rows:?}");
+    let batches = sum(&rows, "batches");
+    assert_eq!(count(&rows, "batch"), batches);
+    assert!((10 * scans..=10 * (full_scans + 1) + 1).contains(&batches), "{batches}: {rows:?}");
+    let scan = |row: &&Value| !row["full_scan_mean_ns"].is_null();
+    for row in rows.iter().filter(scan) {
+        assert!(number(row, "full_scan_mean_ns") >= 9 * 3_000_000, "{row}");
+    }
+    // A batch is on the wall, and ksmd's waking and falling asleep are no part of it.
+    let (scan_ns, cpu_ns) = (sum(&rows, "scan_ns"), sum(&rows, "ksmd_cpu_ns"));
+    assert!(scan_ns > cpu_ns / 2, "{scan_ns} for {cpu_ns}");
+    let wall_s: f64 = rows.iter().map(|row| row["interval_s"].as_f64().unwrap()).sum();
+    assert!((scan_ns as f64) < wall_s * 1e9, "{scan_ns} in {wall_s} s");
+    assert_eq!(sum(&rows, "lost"), 0);
+}
+
 /// The formula, which serves where the kernel does not count.
 #[test]
 fn profit_is_the_kernels() {
     let _alone = alone();
-    let ksm = Ksm::take();
+    let ksm = Ksm::take_alone();
     let _memory = Mergeable::start(&pages(101, 23, 1_000));
     ksm.scan(3);
     let rows = rows(&Tool::start(KSMSTAT, &["--json", "0.2", "2"]).wait());
@@ -122,7 +161,7 @@ fn profit_is_the_kernels() {
 #[test]
 fn processes_have_their_own_and_keep_it_when_they_end() {
     let _alone = alone();
-    let ksm = Ksm::take();
+    let ksm = Ksm::take_alone();
     // Before there is a row, there is no first line.
     let _another = Mergeable::start(&[7]);
     let tool = Tool::start(KSMSTAT, &["--by", "process", "--json", "0.3"]);
@@ -170,7 +209,7 @@ fn writes_to_merged_pages_are_their_processes() {
         return;
     }
     let _alone = alone();
-    let ksm = Ksm::take();
+    let ksm = Ksm::take_alone();
     let mut first = Mergeable::start(&pages(101, 23, 1_000));
     let mut second = Mergeable::start(&pages(53, 7, 2_000));
     ksm.scan(3);
@@ -185,8 +224,7 @@ fn writes_to_merged_pages_are_their_processes() {
     let of_process = rows(&by_process.end(libc::SIGINT));
     let rows = rows(&host.end(libc::SIGINT));
     assert_eq!(sum(&rows, "cow_breaks"), 37 + 53);
-    let buckets = rows.iter().flat_map(|row| row["buckets"]["cow_break"].as_array().unwrap());
-    assert_eq!(buckets.map(|bucket| bucket[2].as_i64().unwrap()).sum::<i64>(), 37 + 53);
+    assert_eq!(count(&rows, "cow_break"), 37 + 53);
     if kernel() >= COW_KSM {
         assert_eq!(sum(&rows, "cow_unseen"), 0);
     }

@@ -9,6 +9,7 @@ mod util;
 
 mod ksm_guests;
 mod ksmstat;
+mod ksmstat_why;
 mod kvmexits;
 mod loadgen;
 mod loadgen_check;

@@ -3,12 +3,14 @@
 use std::path::Path;
 use std::process::Command;
 
+use crate::util::mergeable::Mergeable;
 use crate::util::tool::{Tool, csv_rows};
 use crate::util::{alone, loadgen};
 
 const README: &str = include_str!("../../README.md");
 const RUNQLAT: &str = env!("CARGO_BIN_EXE_runqlat");
 const KVMEXITS: &str = env!("CARGO_BIN_EXE_kvmexits");
+const KSMSTAT: &str = env!("CARGO_BIN_EXE_ksmstat");
 const VCPULAG: &str = env!("CARGO_BIN_EXE_vcpulag");
 
 /// What a tool prints in a second.
@@ -24,6 +26,12 @@ fn fills(tool: &str, args: &[&str], column: &str, value: &str) -> bool {
     rows.iter().any(|row| !row[column].is_empty() && (value.is_empty() || row[column] == value))
 }
 
+/// The same of ksmstat's rows of processes, of which there is one.
+fn fills_process(args: &[&str], column: &str) -> bool {
+    let _memory = Mergeable::start(&[23]);
+    fills(KSMSTAT, &[&["--by", "process"], args].concat(), column, "")
+}
+
 fn guests_run(workload: &str) -> bool {
     let guests = ["run", "--vms", "1", "--workload", workload, "--duration", "0.5"];
     Command::new(loadgen()).args(guests).output().unwrap().status.success()
@@ -35,7 +43,7 @@ const WORKLOADS: [&str; 2] = ["idle=100", "exits=pio:1000000@200,mmio:1000000@10
 /// The table's first cells, and how to find out.
 type Probe = (&'static str, fn() -> bool);
 
-const PROBES: [Probe; 11] = [
+const PROBES: [Probe; 16] = [
     ("`runqlat`: waits, of which VM", || fills(RUNQLAT, &["--by", "vm"], "vm", "loadgen-0001")),
     ("`runqlat`: woken or preempted, moved waits whole", || fills(RUNQLAT, &[], "preempted", "")),
     ("`kvmexits`: exits from guest mode", || fills(KVMEXITS, &[], "kind", "hardware")),
@@ -53,6 +61,17 @@ const PROBES: [Probe; 11] = [
     ("`vcpulag`: where vCPUs' time goes, and who ran instead", || {
         fills(VCPULAG, &[], "vcpu", "0") && fills(VCPULAG, &[], "culprit", "")
     }),
+    ("`ksmstat`: what is saved, and ksmd's time", || {
+        fills(KSMSTAT, &[], "profit_bytes", "") && fills(KSMSTAT, &[], "scan_ns", "")
+    }),
+    ("`ksmstat`: merged pages of processes", || fills_process(&[], "merging_pages")),
+    ("`ksmstat`: merges and failures, by process", || {
+        fills(KSMSTAT, &[], "merged", "") && fills_process(&[], "merged")
+    }),
+    ("`ksmstat --why`: what hinders merging", || {
+        output(KSMSTAT, &["--why", "--json"]).contains("{\"cause\":")
+    }),
+    ("`ksmstat --cow`, `--stacks`", || fills_process(&["--cow"], "cow_breaks")),
     ("`loadgen`: spin, idle, duty", || ["spin", "idle", "duty=30"].into_iter().all(guests_run)),
     ("`loadgen`: memory that KSM merges", || guests_run("memory=1M,duplicate=50,rewrite=100/s")),
     ("`loadgen`: all kinds of exits", || {

@@ -1,6 +1,8 @@
 //! KSM for one test: ksmd scans when the test says so, and everything is put back as it was found.
 
 use std::fs::{self, File};
+use std::ops::Range;
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 use std::thread;
@@ -48,6 +50,18 @@ impl Ksm {
         ksm
     }
 
+    /// The same, for tests that count what is merged on the whole host: waits until nobody has mergeable memory.
+    pub fn take_alone() -> Self {
+        let deadline = Instant::now() + PATIENCE;
+        while let Some(pid) = who_is_mergeable() {
+            let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+            let name = name.trim();
+            assert!(Instant::now() < deadline, "`{name}` (PID {pid}) has mergeable memory");
+            thread::sleep(Duration::from_millis(100));
+        }
+        Self::take()
+    }
+
     /// Changes a setting until the end of the test.
     pub fn set(&self, name: &str, value: u64) {
         fs::write(path(name), value.to_string()).unwrap_or_else(|e| panic!("{name}: {e}"));
@@ -62,9 +76,11 @@ impl Ksm {
     pub fn scan(&self, times: u64) {
         let full_scans = || self.read("full_scans").expect("full_scans");
         let (deadline, before) = (Instant::now() + PATIENCE, full_scans());
+        // It may have been stopped halfway: that scan does not count. 0: nothing has been scanned since `run` was 2
+        // (unmerge_and_remove_all_rmap_items).
+        let wanted = if before == 0 { times } else { before + 1 + times };
         self.set("run", 1);
-        // It may have been stopped halfway: that scan does not count.
-        while full_scans() <= before + times {
+        while full_scans() < wanted {
             assert!(Instant::now() < deadline, "ksmd does not scan");
             thread::sleep(Duration::from_millis(5));
         }
@@ -82,6 +98,15 @@ impl Drop for Ksm {
     }
 }
 
+/// Waits until no other test program uses KSM, and keeps others waiting as long as it is held. To be taken before
+/// [`Ksm::take`], and to be dropped after it.
+pub fn lock() -> File {
+    let lock = File::create("/tmp/ksm.lock").expect("/tmp/ksm.lock");
+    // SAFETY: a plain system call; the file is open.
+    assert_eq!(unsafe { libc::flock(lock.as_raw_fd(), libc::LOCK_EX) }, 0);
+    lock
+}
+
 fn path(name: &str) -> PathBuf {
     PathBuf::from("/sys/kernel/mm/ksm").join(name)
 }
@@ -93,6 +118,13 @@ fn setting(name: &str) -> Option<String> {
     Some(chosen.map_or(text.trim(), |(word, _)| word).to_owned())
 }
 
+/// A process that KSM may merge memory of.
+fn who_is_mergeable() -> Option<u32> {
+    let entries = fs::read_dir("/proc").expect("/proc").flatten();
+    let mut pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.find(|pid| !mergeable_ranges(*pid).is_empty())
+}
+
 /// `cow_ksm` of /proc/vmstat: merged pages that were copied because somebody wrote to them. Since Linux 5.18.
 pub fn cow_breaks() -> Option<u64> {
     let vmstat = fs::read_to_string("/proc/vmstat").expect("vmstat");
@@ -100,8 +132,15 @@ pub fn cow_breaks() -> Option<u64> {
 }
 
 /// The mergeable memory of a process: a range of addresses, if there is exactly one.
-pub fn mergeable(pid: u32) -> std::ops::Range<u64> {
-    let smaps = fs::read_to_string(format!("/proc/{pid}/smaps")).expect("smaps");
+pub fn mergeable(pid: u32) -> Range<u64> {
+    let mut found = mergeable_ranges(pid);
+    assert_eq!(found.len(), 1, "{found:x?} of {pid}");
+    found.remove(0)
+}
+
+/// All of it; nothing if there is no such process.
+fn mergeable_ranges(pid: u32) -> Vec<Range<u64>> {
+    let smaps = fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap_or_default();
     let (mut range, mut found) = (None, Vec::new());
     for line in smaps.lines() {
         if let Some(flags) = line.strip_prefix("VmFlags:") {
@@ -113,12 +152,11 @@ pub fn mergeable(pid: u32) -> std::ops::Range<u64> {
             range = hex(from).ok().zip(hex(to).ok()).map(|(from, to)| from..to);
         }
     }
-    assert_eq!(found.len(), 1, "{found:x?} of {pid}");
-    found.remove(0)
+    found
 }
 
 /// The merged pages among those of a range of addresses of a process: which of them, and the page they share.
-pub fn merged(pid: u32, addresses: std::ops::Range<u64>) -> Vec<(u64, u64)> {
+pub fn merged(pid: u32, addresses: Range<u64>) -> Vec<(u64, u64)> {
     let open = |path: String| File::open(&path).unwrap_or_else(|e| panic!("{path}: {e}"));
     let pagemap = open(format!("/proc/{pid}/pagemap"));
     let kpageflags = open("/proc/kpageflags".to_owned());

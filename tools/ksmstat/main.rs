@@ -7,6 +7,7 @@ mod rows;
 mod stacks;
 mod sysfs;
 mod trace;
+mod why;
 
 use std::io::{BufWriter, Write as _, stdout};
 use std::mem::MaybeUninit;
@@ -42,6 +43,11 @@ struct Args {
     /// Print KSM's counters and settings once, with their meaning
     #[arg(short = 'S', long, exclusive = true)]
     state: bool,
+
+    /// Why is nothing merged, or not more? Looks on for a second, or as long as -d says
+    #[arg(long, conflicts_with_all = ["interval", "timestamp", "csv", "hdr", "strict", "by", "sort", "top", "cow",
+                                      "histogram", "stacks"])]
+    why: bool,
 
     /// A row for each process with mergeable memory, or for each VM
     #[arg(long, value_name = "WHAT", conflicts_with = "hdr")]
@@ -133,6 +139,13 @@ fn main() -> ExitCode {
 }
 
 fn run(args: Args) -> Result<ExitCode> {
+    if args.why {
+        let mut out = BufWriter::new(stdout().lock());
+        host::show_libbpf_messages(args.output.verbose);
+        why::run(&mut out, &args.filter()?, args.output.duration, args.output.json)?;
+        out.flush()?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let state = State::read();
     let mut out = BufWriter::new(stdout().lock());
     if args.state {
@@ -187,6 +200,8 @@ fn run(args: Args) -> Result<ExitCode> {
     let mut lost = 0;
     loop {
         let more = ticker.wait(&stop);
+        // Before it is read what there is: the last row is about all of it.
+        let ended = filter.ended();
         let (interval, reading) = tracer.read()?;
         let row = intervals.row(reading);
         if let Some(hdr) = &mut hdr {
@@ -221,7 +236,7 @@ fn run(args: Args) -> Result<ExitCode> {
         if !more {
             break;
         }
-        if let Some(sentence) = filter.ended() {
+        if let Some(sentence) = ended {
             session::complain("ksmstat", &sentence);
             break;
         }
@@ -256,6 +271,7 @@ fn append(hdr: &mut HdrLog<'_>, interval: &Interval, row: &Row) -> Result<()> {
     Ok(())
 }
 
+/// The size of a page.
 fn page_bytes() -> u64 {
     // SAFETY: sysconf only returns a number.
     let bytes = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };

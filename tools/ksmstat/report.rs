@@ -58,8 +58,9 @@ impl Report {
         let figures = match (self.format, self.rows) {
             (Format::Text, _) => {
                 writeln!(out, "{BANNER}")?;
-                for line in notes(known, state, self.rows) {
-                    writeln!(out, "{line}")?;
+                for note in notes(known, state, self.rows) {
+                    let words: Vec<String> = note.split(' ').map(str::to_owned).collect();
+                    output::write_words(out, &words)?;
                 }
                 return Ok(());
             }
@@ -116,7 +117,7 @@ impl Report {
         if self.lines.is_multiple_of(LINES_PER_HEADER) || self.pictures.is_some() {
             writeln!(
                 out,
-                "{:>6} {:>6} {:>6} {:>7} {:>6} {:>6} {:>6} {:>6} {:>6} {:>5} {:>5} {:>5}",
+                "{:>5} {:>6} {:>6} {:>7} {:>6} {:>6} {:>6} {:>6} {:>6} {:>5} {:>5} {:>5}",
                 "saved",
                 "profit",
                 "shared",
@@ -138,7 +139,7 @@ impl Report {
         let cpu = row.ksmd_cpu_ns.map(|ns| ns as f64 / 1e7 / seconds);
         writeln!(
             out,
-            "{:>6} {:>6} {:>6} {:>7} {:>6} {:>6} {:>6} {:>6} {:>6} {:>5} {:>5} {:>5}",
+            "{:>5} {:>6} {:>6} {:>7} {:>6} {:>6} {:>6} {:>6} {:>6} {:>5} {:>5} {:>5}",
             short_bytes(i64::try_from(row.saved_bytes).unwrap_or(i64::MAX)),
             short_bytes(row.state.get(Counter::GeneralProfit).unwrap_or(row.profit_bytes)),
             pages(Counter::PagesShared),
@@ -150,7 +151,7 @@ impl Report {
             rate(row.cow_breaks),
             cpu.map_or("?".to_owned(), |percent| format!("{percent:.1}")),
             mean(&row.hists[Kind::Batch as usize], row.batches.is_some()),
-            mean(&row.hists[Kind::FullScan as usize], true),
+            mean(&row.hists[Kind::FullScan as usize], row.knows_full_scans),
         )?;
         if let Some(line) = row.advice.and_then(advice) {
             writeln!(out, "{line}")?;
@@ -185,7 +186,7 @@ impl Report {
         }
         let vms = self.rows == Rows::Vms;
         if rows.is_empty() {
-            writeln!(out, "\nno process has mergeable memory")?;
+            writeln!(out, "\nno mergeable memory")?;
         } else {
             writeln!(
                 out,
@@ -293,14 +294,12 @@ fn times(hist: &Hist) -> String {
 
 fn advice(advice: Advice) -> Option<String> {
     let Advice { count, pages_to_scan, scan_ms, cpu_percent } = advice;
-    let more = match count {
-        0 => return None,
-        1 => String::new(),
-        count => format!(", the last of {count}"),
-    };
-    Some(format!(
-        "advisor: pages_to_scan {pages_to_scan} after a full scan of {scan_ms} ms at {cpu_percent} % CPU{more}"
-    ))
+    let again = if count > 1 { format!(" ({count} times)") } else { String::new() };
+    (count > 0).then(|| {
+        format!(
+            "advisor: pages_to_scan {pages_to_scan}, as a scan took {scan_ms} ms, {cpu_percent} % CPU{again}"
+        )
+    })
 }
 
 /// What people should know before they read on: what is not to be seen on this kernel.
@@ -312,21 +311,22 @@ fn notes(known: &Known, state: &State, rows: Rows) -> Vec<String> {
         _ => {}
     }
     if !known.merges {
-        notes.push(
-            "not known on this kernel: merges, failures and un-merging (Linux 6.3 traces them)",
-        );
+        notes.push("not known on this kernel: merges, failures, un-merging (since Linux 6.3)");
     }
     if rows == Rows::Host && state.get(Counter::PagesScanned).is_none() {
-        notes.push("not known on this kernel: pages scanned (Linux 6.6 counts them)");
+        notes.push("not known on this kernel: pages scanned (since Linux 6.6)");
     }
     if rows == Rows::Host && !known.batches {
         notes.push("not known here: ksmd's time, as its thread is not to be seen");
     }
     if rows == Rows::Host && !known.full_scans {
-        notes.push("not known on this kernel: how long full scans take (Linux 6.3 traces them)");
+        notes.push("not known on this kernel: how long full scans take (since Linux 6.3)");
+    }
+    if rows == Rows::Host && !known.cow_ksm && !known.cow {
+        notes.push("not known on this kernel: COW breaks (since Linux 5.18, or with --cow)");
     }
     if rows != Rows::Host && !known.merging_pages {
-        notes.push("not known on this kernel: processes' merged pages (Linux 6.1 counts them)");
+        notes.push("not known on this kernel: processes' merged pages (since Linux 6.1)");
     }
     if rows != Rows::Host && known.merges && !known.owners {
         notes.push("not known on this kernel: whose pages are merged (CONFIG_MEMCG is not set)");
@@ -460,4 +460,220 @@ pub fn state(out: &mut dyn Write, state: &State) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::processes::ProcessId;
+
+    fn known() -> Known {
+        Known {
+            merges: true,
+            advice: true,
+            batches: true,
+            full_scans: true,
+            merging_pages: true,
+            zero_pages: true,
+            owners: true,
+            item_bytes: 64,
+            ..Known::default()
+        }
+    }
+
+    fn interval() -> Interval {
+        Interval { end: "2026-11-23T04:42:00Z".parse().unwrap(), length: Duration::from_secs(2) }
+    }
+
+    fn busy() -> Row {
+        Row {
+            saved_bytes: 6_417 << 20,
+            profit_bytes: -6_417 << 20,
+            scanned: Some(100_000),
+            merged: Some(46_000_000),
+            merge_failed: Some(3),
+            unmerged: Some(0),
+            cow_breaks: Some(101),
+            ksmd_cpu_ns: Some(2_000_000_000),
+            scan_ns: Some(1_990_000_000),
+            batches: Some(3),
+            knows_full_scans: true,
+            advice: Some(Advice { count: 2, pages_to_scan: 5_000, scan_ms: 41, cpu_percent: 23 }),
+            hists: [
+                Hist::of([1_000_000, 2_000_000, 6_000_000]),
+                Hist::of([120_000_000_000]),
+                Hist::default(),
+            ],
+            ..Row::default()
+        }
+    }
+
+    fn written(write: impl FnOnce(&mut dyn Write)) -> String {
+        let mut out = Vec::new();
+        write(&mut out);
+        let text = String::from_utf8(out).unwrap();
+        assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+        text
+    }
+
+    #[test]
+    fn a_line_is_an_interval() {
+        let mut report = Report::new(Format::Text, Rows::Host, 20);
+        let text = written(|out| {
+            report.host(out, &interval(), &busy()).unwrap();
+            report.host(out, &interval(), &Row::default()).unwrap();
+        });
+        insta::assert_snapshot!(text, @r"
+        saved profit shared sharing scan/s merg/s fail/s unmg/s  cow/s ksmd% batch  full
+         6.3G  -6.3G      ?       ?  50000    23M    1.5      0     50 100.0 3.0ms  120s
+        advisor: pages_to_scan 5000, as a scan took 41 ms, 23 % CPU (2 times)
+            0      0      ?       ?      ?      ?      ?      ?      ?     ?     ?     ?
+        ");
+    }
+
+    #[test]
+    fn pictures_have_titles() {
+        let mut report = Report::new(Format::Text, Rows::Host, 20);
+        report.pictures = Some(Unit::Millis);
+        report.timestamp = true;
+        let row = Row {
+            hists: [Hist::of([5_000_000; 7]), Hist::default(), Hist::default()],
+            ..Row::default()
+        };
+        let text = written(|out| report.host(out, &interval(), &row).unwrap());
+        let (clock, text) = text.split_once('\n').unwrap();
+        assert_eq!(clock.len(), "04:42:00".len());
+        insta::assert_snapshot!(text, @r"
+        saved profit shared sharing scan/s merg/s fail/s unmg/s  cow/s ksmd% batch  full
+            0      0      ?       ?      ?      ?      ?      ?      ?     ?     ?     ?
+
+        batches of ksmd, count 7 p50 5.0ms p99 5.0ms max 5.0ms
+             msecs               : count     distribution
+                 0 -> 1          : 0        |                                        |
+                 2 -> 3          : 0        |                                        |
+                 4 -> 7          : 7        |****************************************|
+        ");
+    }
+
+    #[test]
+    fn what_is_missing_is_said_first() {
+        let report = Report::new(Format::Text, Rows::Host, 20);
+        let text = written(|out| report.begin(out, &Known::default(), &State::default()).unwrap());
+        insta::assert_snapshot!(text, @r"
+        Tracing KSM... Hit Ctrl-C to end.
+        not known on this kernel: merges, failures, un-merging (since Linux 6.3)
+        not known on this kernel: pages scanned (since Linux 6.6)
+        not known here: ksmd's time, as its thread is not to be seen
+        not known on this kernel: how long full scans take (since Linux 6.3)
+        not known on this kernel: COW breaks (since Linux 5.18, or with --cow)
+        ");
+        let report = Report::new(Format::Text, Rows::Processes, 20);
+        let refused = Some("Operation not permitted".to_owned());
+        let known = Known { cow_refused: refused, ..known() };
+        let text = written(|out| report.begin(out, &known, &State::default()).unwrap());
+        insta::assert_snapshot!(text, @r"
+        Tracing KSM... Hit Ctrl-C to end.
+        COW breaks are not seen: the kernel refuses a probe (Operation not permitted)
+        ");
+    }
+
+    fn process(pid: i32, vm: Option<&str>, profit_bytes: Option<i64>) -> ProcessRow {
+        ProcessRow {
+            process: Some(ProcessId { pid, start_boottime_ns: 7 }),
+            comm: "long name\x1b".to_owned(),
+            vm: vm.map(str::to_owned),
+            processes: 1,
+            merging_pages: profit_bytes.map(|_| 1_234_567),
+            rmap_items: profit_bytes.map(|_| 2_234_567),
+            profit_bytes,
+            merged: Some(4_001),
+            merge_failed: Some(0),
+            ..ProcessRow::default()
+        }
+    }
+
+    #[test]
+    fn processes_that_cost_or_are_gone_are_marked() {
+        let report = Report::new(Format::Text, Rows::Processes, 3);
+        let rows = [
+            process(4_194_304, Some("a VM with a name that is long"), Some(4 << 30)),
+            process(2, None, Some(-12_288)),
+            ProcessRow { gone: true, ..process(3, None, None) },
+            process(4, None, Some(-4_096)),
+        ];
+        let losses = Losses { missed: 3, ..Losses::default() };
+        let text = written(|out| report.processes(out, &interval(), &rows, &losses).unwrap());
+        insta::assert_snapshot!(text, @r"
+            PID NAME                MERGED  TRACKED  PROFIT  MERG/S  FAIL/S  COW/S
+        4194304 a VM with a name t    1.2M     2.2M    4.0G    2000       0      ?
+              2 long name?            1.2M     2.2M    -12K    2000       0      ? costs
+              3 long name?               ?        ?       ?    2000       0      ? gone
+        ... and 1 more (--top)
+        2 of 4 processes cost more than merging saves: 16K
+        lost 3 events: the kernel skipped them
+        ");
+    }
+
+    #[test]
+    fn vms_are_shown_by_name() {
+        let report = Report::new(Format::Text, Rows::Vms, 20);
+        let rows = crate::processes::by_vm(&[
+            process(2, Some("web"), Some(4_096)),
+            process(3, None, Some(-4_096)),
+        ]);
+        let text = written(|out| {
+            report.processes(out, &interval(), &rows, &Losses::default()).unwrap();
+            report.processes(out, &interval(), &[], &Losses::default()).unwrap();
+        });
+        insta::assert_snapshot!(text, @r"
+          PROCS VM                  MERGED  TRACKED  PROFIT  MERG/S  FAIL/S  COW/S
+              1 (no VM)               1.2M     2.2M   -4096    2000       0      ? costs
+              1 web                   1.2M     2.2M    4096    2000       0      ?
+        1 of 2 VMs costs more than merging saves: 4096
+
+        no mergeable memory
+        ");
+    }
+
+    #[test]
+    fn rows_have_as_many_fields_as_there_are_columns() {
+        for (rows, kind) in [
+            (Rows::Host, CsvRows::Summary),
+            (Rows::Vms, CsvRows::Summary),
+            (Rows::Processes, CsvRows::Processes),
+        ] {
+            let mut report = Report::new(Format::Csv(kind), rows, 20);
+            let mut out = Vec::new();
+            report.begin(&mut out, &known(), &State::default()).unwrap();
+            match rows {
+                Rows::Host => report.host(&mut out, &interval(), &busy()).unwrap(),
+                _ => {
+                    let rows = [process(2, None, None)];
+                    report.processes(&mut out, &interval(), &rows, &Losses::default()).unwrap();
+                }
+            }
+            let text = String::from_utf8(out).unwrap();
+            let fields: Vec<usize> = text.lines().map(|line| line.split(',').count()).collect();
+            assert!(fields.len() == 2 && fields[0] == fields[1], "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_known_is_null_in_json() {
+        let mut report = Report::new(Format::Json, Rows::Host, 20);
+        let text = written_any(|out| report.host(out, &interval(), &Row::default()).unwrap());
+        let row: Value = serde_json::from_str(&text).unwrap();
+        for name in ["merged", "unmerged", "cow_breaks", "scan_ns", "advisor_mode", "smart_scan"] {
+            assert!(row[name].is_null(), "{name}: {row}");
+        }
+        assert_eq!(row["lost"], 0);
+    }
+
+    fn written_any(write: impl FnOnce(&mut dyn Write)) -> String {
+        let mut out = Vec::new();
+        write(&mut out);
+        String::from_utf8(out).unwrap()
+    }
 }

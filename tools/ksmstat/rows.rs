@@ -25,6 +25,8 @@ pub struct Known {
     pub owners: bool,
     /// What KSM's bookkeeping takes for each page.
     pub item_bytes: u64,
+    /// Writes to merged pages of the whole host, by the kernel's own count.
+    pub cow_ksm: bool,
     /// Writes to merged pages, by process.
     pub cow: bool,
     /// Why not, if that was asked for.
@@ -194,6 +196,8 @@ pub struct Row {
     pub scan_ns: Option<u64>,
     /// Its batches that ended.
     pub batches: Option<u64>,
+    /// Whether full scans' times are known.
+    pub knows_full_scans: bool,
     /// The advisor's last decision, and how many there were in the interval.
     pub advice: Option<Advice>,
     /// By kind.
@@ -256,6 +260,7 @@ impl Intervals {
             ksmd_cpu_ns: difference(now.ksmd_cpu_ns, earlier.ksmd_cpu_ns),
             scan_ns: known.batches.then(|| scan_ns - self.scan_ns),
             batches: known.batches.then(|| totals.batches - before.batches),
+            knows_full_scans: known.full_scans,
             advice: known.advice.then(|| Advice {
                 count: totals.advice.count - before.advice.count,
                 ..totals.advice
@@ -295,4 +300,99 @@ fn profit_bytes(state: &State, page_bytes: u64, item_bytes: u64) -> i64 {
         + state.get(Counter::PagesVolatile).unwrap_or(0);
     let cost = items * i64::try_from(item_bytes).unwrap_or(0);
     i64::try_from(state.saved_pages() * page_bytes).unwrap_or(i64::MAX) - cost
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PAGE: u64 = 4_096;
+
+    fn state(counters: &[(Counter, i64)]) -> State {
+        let mut state = State::default();
+        for (counter, number) in counters {
+            state.set(*counter, &number.to_string()).unwrap();
+        }
+        state
+    }
+
+    fn reading(merged: u64, shared: i64, sharing: i64) -> Reading {
+        Reading {
+            totals: Totals { merged, ..Totals::default() },
+            state: state(&[(Counter::PagesShared, shared), (Counter::PagesSharing, sharing)]),
+            ..Reading::default()
+        }
+    }
+
+    fn intervals(first: Reading) -> Intervals {
+        Intervals::new(Known { merges: true, ..Known::default() }, PAGE, first)
+    }
+
+    #[test]
+    fn what_was_merged_and_is_not_any_more_is_unmerged() {
+        let mut intervals = intervals(reading(0, 7, 23));
+        let row = intervals.row(reading(101, 8, 123));
+        assert_eq!((row.merged, row.unmerged), (Some(101), Some(0)));
+        let row = intervals.row(reading(101, 8, 86));
+        assert_eq!((row.merged, row.unmerged), (Some(0), Some(37)));
+    }
+
+    #[test]
+    fn what_is_about_to_be_counted_is_not_unmerged_twice() {
+        let mut intervals = intervals(reading(0, 0, 0));
+        // Two pages have been merged, which the kernel counts in a moment.
+        assert_eq!(intervals.row(reading(12, 1, 9)).unmerged, Some(2));
+        assert_eq!(intervals.row(reading(12, 1, 11)).unmerged, Some(0));
+        assert_eq!(intervals.row(reading(12, 1, 8)).unmerged, Some(1));
+        assert_eq!(intervals.row(reading(12, 0, 0)).unmerged, Some(9));
+    }
+
+    #[test]
+    fn without_tracepoints_merges_are_not_known() {
+        let mut intervals = Intervals::new(Known::default(), PAGE, reading(0, 0, 0));
+        let row = intervals.row(reading(0, 1, 9));
+        assert_eq!((row.merged, row.merge_failed, row.unmerged), (None, None, None));
+        assert_eq!((row.scanned, row.cow_breaks, row.scan_ns), (None, None, None));
+    }
+
+    #[test]
+    fn profit_is_what_is_saved_less_the_bookkeeping() {
+        let state = state(&[
+            (Counter::PagesShared, 1),
+            (Counter::PagesSharing, 100),
+            (Counter::PagesUnshared, 20),
+            (Counter::PagesVolatile, 3),
+            (Counter::KsmZeroPages, 5),
+        ]);
+        assert_eq!(state.saved_pages(), 105);
+        assert_eq!(profit_bytes(&state, PAGE, 64), 105 * 4_096 - 124 * 64);
+    }
+
+    #[test]
+    fn writes_that_were_not_seen_are_told_once() {
+        let known = Known { cow: true, ..Known::default() };
+        let now = |all, seen| Reading {
+            cow_ksm: Some(all),
+            totals: Totals { cow_breaks: seen, ..Totals::default() },
+            ..Reading::default()
+        };
+        let mut intervals = Intervals::new(known, PAGE, now(1_000, 0));
+        let row = intervals.row(now(1_023, 20));
+        assert_eq!((row.cow_breaks, row.cow_unseen), (Some(23), Some(3)));
+        let row = intervals.row(now(1_023, 22));
+        assert_eq!((row.cow_breaks, row.cow_unseen), (Some(0), Some(0)));
+    }
+
+    #[test]
+    fn a_clock_that_was_late_does_not_go_back() {
+        let known = Known { batches: true, ..Known::default() };
+        let now = |scan_ns| Reading {
+            totals: Totals { scan_ns, ..Totals::default() },
+            ..Reading::default()
+        };
+        let mut intervals = Intervals::new(known, PAGE, now(0));
+        assert_eq!(intervals.row(now(900)).scan_ns, Some(900));
+        assert_eq!(intervals.row(now(800)).scan_ns, Some(0));
+        assert_eq!(intervals.row(now(1_000)).scan_ns, Some(100));
+    }
 }

@@ -7,7 +7,8 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 use common::session::host_cannot;
 
-const DIRECTORY: &str = "/sys/kernel/mm/ksm";
+/// Where the files are; not there if the kernel has no KSM.
+pub const DIRECTORY: &str = "/sys/kernel/mm/ksm";
 
 /// What a counter's number is a number of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -182,6 +183,16 @@ impl State {
         Ok(state)
     }
 
+    /// So many of each, and no others.
+    #[cfg(test)]
+    pub fn of(counters: &[(Counter, i64)]) -> Self {
+        let mut state = Self::default();
+        for &(counter, number) in counters {
+            state.numbers[counter as usize] = Some(number);
+        }
+        state
+    }
+
     /// Its number; `None` if this kernel has no such counter, or it is no number.
     pub fn get(&self, counter: Counter) -> Option<i64> {
         self.numbers[counter as usize]
@@ -204,7 +215,8 @@ impl State {
         self.advisor_mode.as_deref()
     }
 
-    fn set(&mut self, counter: Counter, text: &str) -> Result<()> {
+    /// Sets it to what its file says.
+    pub fn set(&mut self, counter: Counter, text: &str) -> Result<()> {
         match counter.facts().unit {
             Unit::Word => {
                 let chosen = text.split_once('[').and_then(|(_, rest)| rest.split_once(']'));

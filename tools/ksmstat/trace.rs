@@ -1,5 +1,6 @@
 //! ksmstat's BPF programs: opened, told what to do, loaded, attached, and read.
 
+use std::collections::BTreeMap;
 use std::io::Read as _;
 use std::mem::{MaybeUninit, size_of};
 use std::os::fd::{AsRawFd as _, IntoRawFd as _};
@@ -162,6 +163,13 @@ impl<'obj> Tracer<'obj> {
         Ok(events.iter().map(|(process, e)| (process_id(process), self::events(e))).collect())
     }
 
+    /// Attempts to merge since the start, of all processes: how many went well, and how many failed, by error.
+    pub fn merges(&self) -> Result<(u64, BTreeMap<i32, u64>)> {
+        let bss = self.bss()?;
+        let errors = (0_i32..).zip(bss.merge_errors).filter(|(_, times)| *times > 0).collect();
+        Ok((bss.merged + bss.zero_merged, errors))
+    }
+
     /// Forgets processes that have ended, now that they have been read.
     pub fn forget(&self, ended: &[ProcessId]) -> Result<()> {
         for process in ended {
@@ -257,6 +265,7 @@ impl<'obj> Tracer<'obj> {
             zero_pages: bss.knows_zero_pages,
             owners: bss.knows_owners,
             item_bytes: bss.item_bytes,
+            cow_ksm: ksmd::cow_breaks()?.is_some(),
             cow: wanted.cow,
             cow_refused: refused,
         })
@@ -365,6 +374,7 @@ fn set_up(
     let knobs = open.maps.rodata_data.as_deref_mut().context("failed to map the knobs")?;
     knobs.has_tracepoints = found[2] && found[3];
     knobs.with_stacks = wanted.stacks;
+    knobs.by_process = wanted.processes;
     open.maps.bss_data.as_deref_mut().context("failed to map the program's variables")?.epoch =
         FIRST_EPOCH;
     Ok(())
@@ -381,14 +391,20 @@ fn refuses_probes() -> Result<Option<String>> {
     );
     let skel = match open.load() {
         Ok(skel) => skel,
-        Err(err) => return Ok(Some(err.to_string())),
+        Err(err) => return Ok(Some(reason(&err))),
     };
     if let Err(err) = skel.progs.do_wp_page_ends.attach() {
-        return Ok(Some(err.to_string()));
+        return Ok(Some(reason(&err)));
     }
     skel.progs.look.test_run(ProgramInput::default()).context("failed to run a program")?;
     let bss = skel.maps.bss_data.as_deref().context("failed to map the program's variables")?;
     Ok((!bss.knows_pages).then(|| "`vmemmap_base` is not in /proc/kallsyms".to_owned()))
+}
+
+/// The system's words, without its number.
+fn reason(err: &libbpf_rs::Error) -> String {
+    let text = err.to_string();
+    text.split(" (os error").next().unwrap_or_default().to_owned()
 }
 
 fn process_id(process: &types::ksm_process) -> ProcessId {

@@ -1,0 +1,135 @@
+//! The part of the command line that says what guests are like: the same for all that make some.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::ValueEnum;
+use common::args::CpuList;
+use common::session::usage;
+use loadgen::{Memory, Part, Spec, Workload, parse_size};
+
+/// The longest `--vmm-sleep`: a guest must see within the fleet's patience that it is to leave.
+const MAX_SLEEP_MS: f64 = 1_000.0;
+
+/// What guests are like.
+#[derive(clap::Args)]
+pub(crate) struct GuestArgs {
+    /// vCPUs of each guest
+    #[arg(long, value_name = "N", default_value_t = 1,
+          value_parser = clap::value_parser!(u32).range(1..=i64::from(Spec::MAX_VCPUS)))]
+    vcpus: u32,
+    /// Memory of each guest: bytes, or a number with K, M or G; none of it exists before it is touched
+    #[arg(long, value_name = "SIZE", default_value = "0", value_parser = size)]
+    memory: u64,
+    /// What the guests do: spin, idle, idle=HZ, duty=PCT or exits=KIND:COUNT[@RATE],...; and, alone or given beside one
+    /// of these, memory=SIZE[,duplicate=PCT][,zero=PCT][,rewrite=PCT/s|PCT/signal]
+    #[arg(long, value_name = "WORKLOAD", default_value = "spin")]
+    workload: Vec<Part>,
+    /// Whether KSM may merge the memory of memory=SIZE, as QEMU's mem-merge [default: on]
+    #[arg(long, value_name = "on|off")]
+    mem_merge: Option<Switch>,
+    /// Sleep so many milliseconds before answering an exit to userspace (pio, mmio); fractions are allowed
+    #[arg(long, value_name = "MS", value_parser = sleep)]
+    vmm_sleep: Option<Duration>,
+    /// One more thread in each guest's process, which burns so many per cent of a CPU
+    #[arg(long, value_name = "PCT", value_parser = clap::value_parser!(u32).range(1..=100))]
+    io_thread: Option<u32>,
+    /// Give each guest a CPU quota, in per cent of one CPU
+    #[arg(long, value_name = "PCT",
+          value_parser = clap::value_parser!(u32).range(1..=i64::from(Spec::MAX_CPU_MAX_PERCENT)))]
+    cpu_max: Option<u32>,
+    /// Bind all guests to these CPUs: 0-3,8
+    #[arg(long, value_name = "LIST")]
+    cpus: Option<CpuList>,
+}
+
+/// On or off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Switch {
+    On,
+    Off,
+}
+
+/// What all guests do at the same time.
+struct Work {
+    cpu: Workload,
+    memory: Option<Memory>,
+}
+
+impl GuestArgs {
+    /// So many of them. Refuses options that would do nothing.
+    pub(crate) fn spec(&self, vms: u32) -> Result<Spec> {
+        let work = work(&self.workload)?;
+        check(self, &work)?;
+        Ok(Spec {
+            vms,
+            vcpus: self.vcpus,
+            memory_bytes: self.memory,
+            workload: work.cpu,
+            memory: work.memory,
+            mem_merge: self.mem_merge != Some(Switch::Off),
+            vmm_sleep: self.vmm_sleep.unwrap_or_default(),
+            io_thread_percent: self.io_thread,
+            cpu_max_percent: self.cpu_max,
+            cpus: self.cpus.clone(),
+        })
+    }
+}
+
+/// What `--workload` says, however often: one of each kind. Memory alone leaves the vCPUs idle.
+fn work(parts: &[Part]) -> Result<Work> {
+    let (mut cpu, mut memory) = (None, None);
+    for part in parts {
+        let twice = match *part {
+            Part::Cpu(workload) => cpu.replace(workload).is_some(),
+            Part::Memory(wanted) => memory.replace(wanted).is_some(),
+        };
+        if twice {
+            return Err(usage(
+                "--workload is given twice: it may be, once for the vCPUs and once for memory=SIZE",
+            ));
+        }
+    }
+    Ok(Work { cpu: cpu.unwrap_or_else(Workload::idle), memory })
+}
+
+/// Refuses options that would do nothing.
+fn check(args: &GuestArgs, work: &Work) -> Result<()> {
+    if args.mem_merge.is_some() && work.memory.is_none() {
+        return Err(usage("--mem-merge needs memory that is filled: --workload memory=SIZE"));
+    }
+    let reach_the_vmm = matches!(work.cpu, Workload::Exits(exits) if exits.reach_the_vmm());
+    if args.vmm_sleep.is_some() && !reach_the_vmm {
+        return Err(usage(
+            "--vmm-sleep needs exits to userspace: --workload exits=pio:COUNT or exits=mmio:COUNT",
+        ));
+    }
+    Ok(())
+}
+
+/// What the guest's memory may be.
+fn size(text: &str) -> Result<u64, String> {
+    parse_size(text, 0, Spec::MAX_MEMORY)
+}
+
+/// Milliseconds to sleep: short enough for guests to be told to leave.
+fn sleep(text: &str) -> Result<Duration, String> {
+    match text.parse::<f64>() {
+        Ok(ms) if ms > 0.0 && ms <= MAX_SLEEP_MS => Ok(Duration::from_secs_f64(ms / 1e3)),
+        _ => Err(format!("it is not a number of milliseconds above 0, up to {MAX_SLEEP_MS}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sleeps_are_milliseconds() {
+        assert_eq!(sleep("2"), Ok(Duration::from_millis(2)));
+        assert_eq!(sleep("0.5"), Ok(Duration::from_micros(500)));
+        for text in ["", "0", "-1", "1001", "inf", "nan", "1ms"] {
+            assert!(sleep(text).is_err(), "{text}");
+        }
+    }
+}
