@@ -3,13 +3,15 @@
 mod support;
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use support::{PATIENCE, Running, alone, loadgen, threads};
+use support::{PATIENCE, Running, TempDir, alone, loadgen, threads};
 
 /// Every fact there is.
 const KEYS: [&str; 23] = [
@@ -325,7 +327,36 @@ fn a_host_without_kvm() {
     assert_eq!(found["can_run_guests"], false);
     assert_eq!(found["dev_kvm"]["verdict"], "fail");
     assert_eq!(found["steal_time"]["verdict"], "unknown");
+    assert_eq!(found["guests"]["verdict"], "fail");
+    assert_eq!(found["guests"]["guests"], 0);
     assert_eq!(found["pid_max"]["limit"], number("/proc/sys/kernel/pid_max"));
+}
+
+/// The kernel spares root these limits, and nobody else.
+#[test]
+fn an_ordinary_user_has_limits_of_his_own() {
+    // The build directory may be out of nobody's reach.
+    let dir = TempDir::new("limits");
+    let copy = dir.file("loadgen");
+    let mut install = Command::new("install");
+    let status = install.args(["-m", "755"]).arg(loadgen().get_program()).arg(&copy).status();
+    assert!(status.expect("install").success());
+    fs::set_permissions(&dir.0, fs::Permissions::from_mode(0o755)).expect("permissions");
+    let mut prlimit = Command::new("prlimit");
+    prlimit.args(["--nproc=57:57", "--nofile=5:5"]).arg(&copy).args(["check", "--json"]);
+    let output = prlimit.uid(54_321).gid(54_321).output().expect("prlimit");
+    assert_eq!(output.status.code(), Some(3), "{output:?}");
+    let found = parse(&output);
+    assert_eq!(found["dev_kvm"]["verdict"], "fail");
+    let nproc = &found["rlimit_nproc"];
+    assert_eq!((&nproc["enforced"], &nproc["limit"]), (&true.into(), &57.into()));
+    assert_eq!(nproc["used"], 1, "itself");
+    let each = found["guests"]["threads_each"].as_u64().expect("a number");
+    assert_eq!(nproc["guests"], (57 - 1 - 16) / each);
+    assert_eq!(found["file_max"]["enforced"], true);
+    assert!(found["file_max"]["guests"].is_u64(), "{found}");
+    assert_eq!(found["rlimit_nofile"]["verdict"], "fail", "a guest needs 6");
+    assert_eq!(found["rlimit_nofile"]["remedy"], "ulimit -n 1024");
 }
 
 #[test]

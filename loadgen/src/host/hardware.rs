@@ -17,6 +17,8 @@ struct Ability {
     without: Option<&'static str>,
 }
 
+const NESTED_SHADOWING: &str = "nested_shadowing";
+
 const ABILITIES: [Ability; 4] = [
     Ability {
         key: "nested_paging",
@@ -34,7 +36,7 @@ const ABILITIES: [Ability; 4] = [
     },
     // VMCS shadowing, and AMD's virtual VMLOAD and VMSAVE.
     Ability {
-        key: "nested_shadowing",
+        key: NESTED_SHADOWING,
         what: "VMCS shadow/VLS",
         intel: ("enable_shadow_vmcs", "shadow_vmcs"),
         amd: ("vls", "v_vmsave_vmload"),
@@ -66,6 +68,11 @@ fn switch(value: &str) -> Option<bool> {
     }
 }
 
+/// Whether guests can have guests: both modules have the parameter.
+fn has_nested(facts: &Facts) -> bool {
+    facts.parameters.get("nested").and_then(|value| switch(value)) == Some(true)
+}
+
 impl Ability {
     fn judge(&self, facts: &Facts) -> Finding {
         let module = facts.module.as_deref();
@@ -81,6 +88,10 @@ impl Ability {
             (None, _) => of(Verdict::Unknown, format!("{module} does not tell of {parameter}")),
             (Some(true), _) => of(Verdict::Ok, format!("{parameter} is on")),
             (Some(false), None) => of(Verdict::Ok, format!("{parameter} is off")),
+            // What only nested guests miss nobody misses.
+            (Some(false), _) if self.key == NESTED_SHADOWING && !has_nested(facts) => {
+                of(Verdict::Ok, format!("{parameter} is off, as is nested"))
+            }
             (Some(false), Some(why)) => {
                 let off = of(Verdict::Warn, format!("{parameter} is off: {why}"));
                 off.remedy(match facts.has_flag(flag) {
@@ -181,7 +192,7 @@ mod tests {
     fn intel_writes_y_and_n() {
         let parameters = [
             ("ept", "Y"),
-            ("nested", "N"),
+            ("nested", "Y"),
             ("enable_shadow_vmcs", "N"),
             ("enable_apicv", "Y"),
             ("ple_gap", "128"),
@@ -196,6 +207,15 @@ mod tests {
         assert_eq!(found[2].details, json!({"parameter": "enable_shadow_vmcs", "on": false}));
         assert_eq!(found[4].value, "ple_gap 128, ple_window 4096");
         assert_eq!(found[4].details["ple_window"], 4_096);
+    }
+
+    #[test]
+    fn shadowing_is_for_nested_guests_only() {
+        let parameters = [("nested", "0"), ("enable_shadow_vmcs", "N")];
+        let found = all(&facts("kvm_intel", &parameters, &["shadow_vmcs"]));
+        assert_eq!((found[1].verdict, found[1].value.as_str()), (Ok, "nested is off"));
+        assert_eq!(found[2].value, "enable_shadow_vmcs is off, as is nested");
+        assert_eq!((found[2].verdict, &found[2].remedy), (Ok, &None));
     }
 
     #[test]

@@ -6,10 +6,10 @@ use super::{Finding, Verdict};
 use crate::room::{Kind, Limit, Room, mib};
 use crate::size::size_text;
 
-/// A line for each, and one for what they come to.
-pub(super) fn all(room: &Room) -> Vec<Finding> {
+/// A line for each, and one for what they come to: nothing where KVM does not work.
+pub(super) fn all(room: &Room, kvm_works: bool) -> Vec<Finding> {
     let mut findings: Vec<_> = room.limits.iter().map(limit).collect();
-    findings.push(guests(room));
+    findings.push(guests(room, kvm_works));
     findings
 }
 
@@ -56,13 +56,16 @@ fn names(kind: Kind) -> (&'static str, &'static str) {
 }
 
 /// How many guests of one vCPU fit, and what would let more of them: as many as the next limit allows.
-fn guests(room: &Room) -> Finding {
+fn guests(room: &Room, kvm_works: bool) -> Finding {
     let binding = room.binding();
     let each = &room.each;
-    let most = binding.map(|(_, guests)| guests);
+    let (most, limit) = match kvm_works {
+        true => binding.map(|(limit, guests)| (guests, names(limit.kind).0)).unzip(),
+        false => (Some(0), Some("dev_kvm")),
+    };
     let details = json!({
         "guests": most,
-        "limit": binding.map(|(limit, _)| names(limit.kind).0),
+        "limit": limit,
         "vcpus_each": 1,
         "threads_each": each.threads,
         "files_each": each.files,
@@ -70,6 +73,9 @@ fn guests(room: &Room) -> Finding {
         "memory_each_bytes": each.memory_bytes,
     });
     let of = |verdict, value: String| Finding::new("guests", "guests", verdict, value, details);
+    if !kvm_works {
+        return of(Verdict::Fail, "none: KVM cannot be used".to_owned());
+    }
     let Some((limit, guests)) = binding else {
         return of(Verdict::Unknown, "nothing is known to limit them".to_owned());
     };
@@ -109,7 +115,7 @@ mod tests {
 
     #[test]
     fn the_binding_limit_is_named_with_what_raises_it() {
-        let found = all(&room(32_768, 21 << 30));
+        let found = all(&room(32_768, 21 << 30), true);
         assert_eq!(told(&found[0]), (Verdict::Ok, "32768, 101 in use: 16133 guests", None));
         assert_eq!(told(&found[1]), (Verdict::Ok, "1024, of which a guest needs 6", None));
         assert_eq!(told(&found[2]), (Verdict::Ok, "1009, not for us (capabilities)", None));
@@ -128,24 +134,34 @@ mod tests {
 
     #[test]
     fn no_more_than_can_be_set_is_advised() {
-        let found = all(&room(1 << 21, 4 << 40));
+        let found = all(&room(1 << 21, 4 << 40), true);
         let remedy = "sysctl -w kernel.pid_max=4194304 # for 2096901";
         assert_eq!(found[5].remedy.as_deref(), Some(remedy));
-        assert_eq!(all(&room(1 << 22, 4 << 40))[5].remedy, None);
+        assert_eq!(all(&room(1 << 22, 4 << 40), true)[5].remedy, None);
     }
 
     #[test]
     fn memory_has_no_sysctl() {
-        let found = all(&room(1 << 22, 21 << 30));
+        let found = all(&room(1 << 22, 21 << 30), true);
         assert_eq!(found[5].value, "20480 with 2 threads, 1M each: MemAvailable binds");
         assert_eq!(found[5].remedy.as_deref(), Some("free memory, or add some"));
     }
 
     #[test]
     fn a_limit_that_allows_no_guest_fails() {
-        let found = all(&room(500, 21 << 30));
+        let found = all(&room(500, 21 << 30), true);
         let remedy = Some("sysctl -w kernel.pid_max=1024");
         assert_eq!(told(&found[0]), (Verdict::Fail, "500, 101 in use: 0 guests", remedy));
         assert_eq!(found[5].verdict, Verdict::Fail);
+    }
+    #[test]
+    fn without_kvm_there_are_none() {
+        let found = all(&room(32_768, 21 << 30), false);
+        assert_eq!(told(&found[0]).0, Verdict::Ok);
+        assert_eq!(told(&found[5]), (Verdict::Fail, "none: KVM cannot be used", None));
+        assert_eq!(
+            (&found[5].details["guests"], &found[5].details["limit"]),
+            (&json!(0), &json!("dev_kvm"))
+        );
     }
 }

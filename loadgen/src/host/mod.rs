@@ -73,7 +73,7 @@ impl Report {
         let (facts, kvm_fails) = Facts::read();
         let room = Room::read(Each::smallest());
         let mut findings = judge::all(&facts);
-        findings.extend(limits::all(&room));
+        findings.extend(limits::all(&room, kvm_fails.is_none()));
         let cannot = kvm_fails.or_else(|| room.refuses(1).map(host_cannot));
         Self { findings, cannot }
     }
