@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::ops::Range;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::FileExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -29,15 +29,26 @@ const PAGEMAP_PFN: u64 = (1 << 55) - 1;
 const KPF_KSM: u64 = 1 << 21;
 const PAGE_SIZE: u64 = 4096;
 
+/// Held by who uses KSM: tests, whatever their program, and people with `flock /tmp/ksm.lock COMMAND`.
+const LOCK: &str = "/tmp/ksm.lock";
+
 /// The settings as they were found. There is one KSM: one test at a time.
-pub struct Ksm(Vec<(&'static str, String)>);
+pub struct Ksm {
+    found: Vec<(&'static str, String)>,
+    // Dropped last: who comes next finds the settings as they were.
+    _lock: Option<File>,
+}
 
 impl Ksm {
     /// Nothing is merged from here on, until [`Ksm::scan`].
     pub fn take() -> Self {
+        Self::take_with(lock())
+    }
+
+    fn take_with(lock: Option<File>) -> Self {
         let found = SETTINGS.into_iter().filter_map(|name| Some((name, setting(name)?)));
-        let ksm = Self(found.collect());
-        assert!(!ksm.0.is_empty(), "this test needs KSM (CONFIG_KSM)");
+        let ksm = Self { found: found.collect(), _lock: lock };
+        assert!(!ksm.found.is_empty(), "this test needs KSM (CONFIG_KSM)");
         ksm.set("run", 2); // un-merges
         if setting("advisor_mode").is_some() {
             fs::write(path("advisor_mode"), "none").expect("advisor_mode");
@@ -52,14 +63,14 @@ impl Ksm {
 
     /// The same, for tests that count what is merged on the whole host: waits until nobody has mergeable memory.
     pub fn take_alone() -> Self {
-        let deadline = Instant::now() + PATIENCE;
+        let (lock, deadline) = (lock(), Instant::now() + PATIENCE);
         while let Some(pid) = who_is_mergeable() {
             let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
             let name = name.trim();
             assert!(Instant::now() < deadline, "`{name}` (PID {pid}) has mergeable memory");
             thread::sleep(Duration::from_millis(100));
         }
-        Self::take()
+        Self::take_with(lock)
     }
 
     /// Changes a setting until the end of the test.
@@ -92,19 +103,23 @@ impl Drop for Ksm {
     fn drop(&mut self) {
         // max_page_sharing can be changed only while nothing is merged.
         _ = fs::write(path("run"), "2");
-        for (name, value) in &self.0 {
+        for (name, value) in &self.found {
             _ = fs::write(path(name), value);
         }
     }
 }
 
-/// Waits until no other test program uses KSM, and keeps others waiting as long as it is held. To be taken before
-/// [`Ksm::take`], and to be dropped after it.
-pub fn lock() -> File {
-    let lock = File::create("/tmp/ksm.lock").expect("/tmp/ksm.lock");
+/// Waits until nobody else uses KSM, and keeps others waiting as long as it is held. A test under flock(1) has
+/// inherited its lock.
+fn lock() -> Option<File> {
+    let mut own = fs::read_dir("/proc/self/fd").expect("/proc/self/fd").flatten();
+    if own.any(|fd| fs::read_link(fd.path()).is_ok_and(|file| file == Path::new(LOCK))) {
+        return None;
+    }
+    let lock = File::create(LOCK).expect(LOCK);
     // SAFETY: a plain system call; the file is open.
     assert_eq!(unsafe { libc::flock(lock.as_raw_fd(), libc::LOCK_EX) }, 0);
-    lock
+    Some(lock)
 }
 
 fn path(name: &str) -> PathBuf {

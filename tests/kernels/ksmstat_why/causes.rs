@@ -7,9 +7,10 @@ use std::{fs, thread};
 use serde_json::json;
 
 use super::regions::{Contents, MERGEABLE, Region, Regions, Then};
-use super::{Alone, HugePages, KSMSTAT, why};
+use super::{HugePages, KSMSTAT, scan, why};
 use crate::kernel;
 use crate::util::alone;
+use crate::util::ksm::Ksm;
 use crate::util::tool::Tool;
 
 /// The first that tells how many of a process's pages are merged, and scanned: 5.19 and 6.1.
@@ -33,35 +34,35 @@ const EQUAL: Region = Region { contents: Contents::Equal, ..MERGEABLE };
 
 #[test]
 fn ksm_is_stopped_or_idle_and_nobody_asks() {
-    let _one = alone();
-    let alone = Alone::take();
+    let _alone = alone();
+    let ksm = Ksm::take_alone();
     let stopped = why(&[]);
     // As it is taken.
     assert_eq!(stopped.number("stopped", "run"), 2);
-    alone.ksm.set("run", 0);
+    ksm.set("run", 0);
     let stopped = why(&[]);
     assert_eq!(stopped.ids(), ["stopped", "no_mergeable_memory"]);
     assert_eq!(stopped.number("stopped", "run"), 0);
     assert!(stopped.number("no_mergeable_memory", "processes") >= 1);
-    alone.ksm.set("run", 1);
+    ksm.set("run", 1);
     assert_eq!(why(&[]).ids(), ["no_mergeable_memory"]);
-    alone.ksm.set("pages_to_scan", 0);
+    ksm.set("pages_to_scan", 0);
     assert_eq!(why(&[]).ids(), ["scans_nothing", "no_mergeable_memory"]);
     let memory = Regions::start(&[MERGEABLE]);
     assert_eq!(why(&[]).ids(), ["scans_nothing"]);
     assert_eq!(why(&["-p", &memory.pid()]).ids(), ["scans_nothing"]);
-    alone.ksm.set("run", 0);
+    ksm.set("run", 0);
     assert_eq!(why(&["-p", &memory.pid()]).ids(), ["stopped"]);
 }
 
 #[test]
 fn a_process_does_not_ask() {
-    let _one = alone();
-    let alone = Alone::take();
+    let _alone = alone();
+    let ksm = Ksm::take_alone();
     let memory = Regions::start(&[UNASKED]);
     let stopped = why(&["-p", &memory.pid()]);
     assert_eq!(stopped.ids(), ["stopped", "not_asked"]);
-    alone.ksm.set("run", 1);
+    ksm.set("run", 1);
     let answer = why(&["-p", &memory.pid()]);
     assert_eq!(answer.ids(), ["not_asked"]);
     assert!(answer.number("not_asked", "used_bytes") >= BYTES, "{answer:?}");
@@ -71,7 +72,7 @@ fn a_process_does_not_ask() {
     assert_eq!(answer.0["pid"].to_string(), memory.pid());
     // Half of it.
     let half = Regions::start(&[UNASKED, EQUAL]);
-    alone.scan(3);
+    scan(&ksm, 3);
     let answer = why(&["-p", &half.pid()]);
     assert_eq!(answer.ids(), ["not_asked"]);
     assert_eq!(answer.number("not_asked", "mergeable_used_bytes"), BYTES);
@@ -79,9 +80,9 @@ fn a_process_does_not_ask() {
 
 #[test]
 fn ksm_refuses_such_memory() {
-    let _one = alone();
-    let alone = Alone::take();
-    alone.ksm.set("run", 1);
+    let _alone = alone();
+    let ksm = Ksm::take_alone();
+    ksm.set("run", 1);
     // madvise(2) is not told that it is refused.
     let shared = Regions::start(&[Region { flags: SHARED, ..MERGEABLE }]);
     let answer = why(&["-p", &shared.pid()]);
@@ -114,27 +115,27 @@ fn ksm_refuses_such_memory() {
 
 #[test]
 fn a_prctl_asks_for_all_memory_that_ksm_takes() {
-    let _one = alone();
-    let alone = Alone::take();
+    let _alone = alone();
+    let ksm = Ksm::take_alone();
     if kernel() < PRCTL {
         let memory = Regions::start(&[UNASKED]);
         let sentence = why(&["-p", &memory.pid()]).list("causes")[1]["sentence"].to_string();
         assert!(!sentence.contains("prctl"), "{sentence}");
         return;
     }
-    alone.ksm.set("run", 1);
+    ksm.set("run", 1);
     let shared = Region { flags: SHARED, ..MERGEABLE };
     let memory = Regions::start_merging_any(&[shared, UNASKED]);
-    alone.scan(3);
+    scan(&ksm, 3);
     let answer = why(&["-p", &memory.pid()]);
     assert_eq!(answer.ids(), ["refused", "all_different"], "{answer:?}");
 }
 
 #[test]
 fn mergeable_memory_has_no_pages() {
-    let _one = alone();
-    let alone = Alone::take();
-    alone.ksm.set("run", 1);
+    let _alone = alone();
+    let ksm = Ksm::take_alone();
+    ksm.set("run", 1);
     let memory = Regions::start(&[Region { contents: Contents::Untouched, ..MERGEABLE }]);
     assert_eq!(why(&[]).ids(), ["not_in_use"]);
     let answer = why(&["-p", &memory.pid()]);
@@ -144,12 +145,12 @@ fn mergeable_memory_has_no_pages() {
 
 #[test]
 fn ksmd_has_not_come_by() {
-    let _one = alone();
-    let alone = Alone::take();
+    let _alone = alone();
+    let ksm = Ksm::take_alone();
     let memory = Regions::start(&[MERGEABLE]);
-    alone.ksm.set("sleep_millisecs", 50);
-    alone.ksm.set("pages_to_scan", 10);
-    alone.ksm.set("run", 1);
+    ksm.set("sleep_millisecs", 50);
+    ksm.set("pages_to_scan", 10);
+    ksm.set("run", 1);
     for args in [vec![], vec!["-p".to_owned(), memory.pid()]] {
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
         let answer = why(&args);
@@ -169,10 +170,10 @@ fn ksmd_has_not_come_by() {
 
 #[test]
 fn no_two_pages_are_equal() {
-    let _one = alone();
-    let alone = Alone::take();
+    let _alone = alone();
+    let ksm = Ksm::take_alone();
     let memory = Regions::start(&[MERGEABLE]);
-    alone.scan(3);
+    scan(&ksm, 3);
     for answer in [why(&[]), why(&["-p", &memory.pid()])] {
         assert_eq!(answer.ids(), ["all_different"]);
         // The page that ksmd looks at just then is nowhere.
@@ -186,11 +187,11 @@ fn no_two_pages_are_equal() {
 
 #[test]
 fn pages_change_too_fast() {
-    let _one = alone();
-    let alone = Alone::take();
+    let _alone = alone();
+    let ksm = Ksm::take_alone();
     let memory = Regions::start(&[VOLATILE]);
-    alone.ksm.set("sleep_millisecs", 20);
-    alone.scan(3);
+    ksm.set("sleep_millisecs", 20);
+    scan(&ksm, 3);
     for answer in [why(&[]), why(&["-p", &memory.pid()])] {
         assert_eq!(answer.ids(), ["volatile"], "{answer:?}");
         let pages = MERGEABLE.pages as u64;
@@ -199,27 +200,27 @@ fn pages_change_too_fast() {
         assert_eq!(untold, kernel() < TRACEPOINTS, "{answer:?}");
     }
     // And others are all different.
-    let larger = Regions::start(&[Region { pages: 2 * MERGEABLE.pages, ..MERGEABLE }]);
-    alone.scan(3);
+    let larger = Regions::start(&[Region { pages: 3 * MERGEABLE.pages, ..MERGEABLE }]);
+    scan(&ksm, 3);
     assert_eq!(why(&[]).ids(), ["all_different", "volatile"]);
     if kernel() >= PROCESS_PAGES {
         assert_eq!(why(&["-p", &larger.pid()]).ids()[0], "all_different");
     }
-    alone.ksm.set("run", 0);
+    ksm.set("run", 0);
     assert_eq!(why(&["-p", &memory.pid()]).ids(), ["stopped"]);
 }
 
 #[test]
 fn smart_scan_passes_over_pages() {
-    let _one = alone();
-    let alone = Alone::take();
+    let _alone = alone();
+    let ksm = Ksm::take_alone();
     if kernel() < SMART_SCAN {
-        assert_eq!(alone.ksm.read("smart_scan"), None);
+        assert_eq!(ksm.read("smart_scan"), None);
         return;
     }
-    alone.ksm.set("smart_scan", 1);
+    ksm.set("smart_scan", 1);
     let memory = Regions::start(&[MERGEABLE]);
-    alone.scan(12);
+    scan(&ksm, 12);
     for answer in [why(&["-d", "2"]), why(&["-d", "2", "-p", &memory.pid()])] {
         assert_eq!(answer.ids(), ["all_different", "smart_scan"], "{answer:?}");
         let percent = answer.fact("smart_scan", "skipped_percent").as_f64().unwrap();
@@ -228,33 +229,33 @@ fn smart_scan_passes_over_pages() {
     }
     memory.end();
     let _volatile = Regions::start(&[VOLATILE]);
-    alone.scan(12);
+    scan(&ksm, 12);
     let answer = why(&["-d", "2"]);
     assert_eq!(answer.ids(), ["volatile", "smart_scan"], "{answer:?}");
 }
 
 #[test]
 fn one_copy_serves_few() {
-    let _one = alone();
-    let alone = Alone::take();
-    alone.ksm.set("max_page_sharing", 2);
+    let _alone = alone();
+    let ksm = Ksm::take_alone();
+    ksm.set("max_page_sharing", 2);
     let _memory = Regions::start(&[Region { pages: 509, ..EQUAL }]);
-    alone.scan(3);
+    scan(&ksm, 3);
     let answer = why(&[]);
     assert_eq!(answer.ids(), ["max_page_sharing"], "{answer:?}");
     assert_eq!(answer.number("max_page_sharing", "max_page_sharing"), 2);
     assert_eq!(answer.number("max_page_sharing", "contents"), 1);
     assert_eq!(answer.number("max_page_sharing", "copies"), 254);
     let _unique = Regions::start(&[Region { pages: 1_009, ..MERGEABLE }]);
-    alone.scan(3);
+    scan(&ksm, 3);
     assert_eq!(why(&[]).ids(), ["all_different", "max_page_sharing"]);
 }
 
 #[test]
 fn equal_pages_are_on_different_nodes() {
-    let _one = alone();
-    let alone = Alone::take();
-    alone.ksm.set("merge_across_nodes", 0);
+    let _alone = alone();
+    let ksm = Ksm::take_alone();
+    ksm.set("merge_across_nodes", 0);
     let node = |node| Region { node: Some(node), ..MERGEABLE };
     let pages = MERGEABLE.pages as u64;
     if !Path::new("/sys/devices/system/node/node1").exists() {
@@ -267,17 +268,17 @@ fn equal_pages_are_on_different_nodes() {
     // Unique in its node, and there again in the other: page for page at the same offset.
     let memory = Regions::start(&[node(0), Region { contents: Contents::Numbered, ..node(0) }]);
     let other = Regions::start(&[Region { contents: Contents::Numbered, ..node(1) }]);
-    alone.scan(3);
+    scan(&ksm, 3);
     for answer in [why(&[]), why(&["-p", &other.pid()])] {
         assert_eq!(answer.ids(), ["all_different", "across_nodes"], "{answer:?}");
         assert_eq!(answer.fact("across_nodes", "node_pages")["0"], 2 * pages, "{answer:?}");
         assert_eq!(answer.fact("across_nodes", "node_pages")["1"], pages, "{answer:?}");
         assert_eq!(answer.0["pages_shared"], 0);
     }
-    alone.ksm.set("run", 2);
+    ksm.set("run", 2);
     assert_eq!(why(&[]).ids(), ["stopped", "across_nodes"]);
-    alone.ksm.set("merge_across_nodes", 1);
-    alone.scan(3);
+    ksm.set("merge_across_nodes", 1);
+    scan(&ksm, 3);
     let answer = why(&[]);
     assert_eq!(answer.0["pages_shared"], pages, "{answer:?}");
     assert_eq!(answer.ids(), ["all_different"]);
@@ -286,11 +287,11 @@ fn equal_pages_are_on_different_nodes() {
 
 #[test]
 fn pages_that_somebody_holds_are_not_merged() {
-    let _one = alone();
-    let alone = Alone::take();
+    let _alone = alone();
+    let ksm = Ksm::take_alone();
     let pinned = Region { pages: 211, then: Then::Pinned, ..EQUAL };
     let memory = Regions::start(&[pinned]);
-    alone.scan(3);
+    scan(&ksm, 3);
     let answer = why(&[]);
     if kernel() < TRACEPOINTS {
         // What failed looks like what changes: that it may be that is said.
@@ -306,17 +307,17 @@ fn pages_that_somebody_holds_are_not_merged() {
     let of_process = why(&["-p", &memory.pid()]);
     assert!(of_process.ids().contains(&"merge_errors"), "{of_process:?}");
     let _other = Regions::start(&[MERGEABLE]);
-    alone.scan(3);
+    scan(&ksm, 3);
     assert_eq!(why(&[]).ids(), ["all_different", "merge_errors"]);
 }
 
 #[test]
 fn zeroes_are_the_kernels() {
-    let _one = alone();
-    let alone = Alone::take();
-    alone.ksm.set("use_zero_pages", 1);
+    let _alone = alone();
+    let ksm = Ksm::take_alone();
+    ksm.set("use_zero_pages", 1);
     let memory = Regions::start(&[Region { contents: Contents::Zero, ..MERGEABLE }]);
-    alone.scan(3);
+    scan(&ksm, 3);
     let pages = (kernel() >= COUNTS_MORE).then_some(MERGEABLE.pages as u64);
     let answer = why(&[]);
     assert_eq!(answer.ids(), ["zero_pages"], "{answer:?}");
@@ -327,10 +328,10 @@ fn zeroes_are_the_kernels() {
 
 #[test]
 fn what_merges_is_told() {
-    let _one = alone();
-    let alone = Alone::take();
+    let _alone = alone();
+    let ksm = Ksm::take_alone();
     let memory = Regions::start(&[EQUAL]);
-    alone.scan(3);
+    scan(&ksm, 3);
     for answer in [why(&[]), why(&["-p", &memory.pid()])] {
         assert_eq!(answer.ids(), [""; 0], "{answer:?}");
         let sum = [&answer.0["pages_shared"], &answer.0["pages_sharing"]];
@@ -341,31 +342,31 @@ fn what_merges_is_told() {
     assert_eq!(why(&["-p", &memory.pid()]).0["merged_pages"], json!(merged));
     // And what hinders the rest.
     let _unique = Regions::start(&[Region { pages: 1_009, ..MERGEABLE }, VOLATILE]);
-    alone.ksm.set("sleep_millisecs", 20);
-    alone.scan(3);
+    ksm.set("sleep_millisecs", 20);
+    scan(&ksm, 3);
     assert_eq!(why(&[]).ids(), ["volatile", "all_different"]);
 }
 
 #[test]
 fn huge_pages_are_no_hindrance() {
-    let _one = alone();
-    let alone = Alone::take();
+    let _alone = alone();
+    let ksm = Ksm::take_alone();
     let advice = &[libc::MADV_HUGEPAGE, libc::MADV_MERGEABLE];
     let memory = Regions::start(&[Region { advice, ..EQUAL }]);
     let answer = why(&["-p", &memory.pid()]);
     assert_eq!(answer.ids(), ["stopped"]);
     assert_eq!(answer.remarks(), ["huge_pages"], "{answer:?}");
-    alone.scan(3);
+    scan(&ksm, 3);
     let answer = why(&["-p", &memory.pid()]);
     assert_eq!((answer.ids(), answer.remarks()), (vec![], vec![]), "{answer:?}");
 }
 
 #[test]
 fn a_process_that_ends_meanwhile_is_one_sentence() {
-    let _one = alone();
-    let alone = Alone::take();
+    let _alone = alone();
+    let ksm = Ksm::take_alone();
     let memory = Regions::start(&[MERGEABLE]);
-    alone.ksm.set("run", 1);
+    ksm.set("run", 1);
     let pid = memory.pid();
     let tool = Tool::start_at_once(KSMSTAT, &["--why", "-p", &pid, "-d", "3"]);
     // Its second thread waits for signals while the first watches.

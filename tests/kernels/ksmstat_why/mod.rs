@@ -3,33 +3,19 @@
 mod causes;
 mod regions;
 
-use std::fs::{self, File};
+use std::fs;
 
 use serde_json::Value;
 
-use crate::util::ksm::{self, Ksm};
+use crate::util::ksm::Ksm;
 use crate::util::tool::{json_lines, run};
 
 const KSMSTAT: &str = env!("CARGO_BIN_EXE_ksmstat");
 
-/// KSM as one test wants it. Other test programs that want it wait, and what it does is done to us alone.
-struct Alone {
-    // In this order: who comes next finds the settings as they were.
-    ksm: Ksm,
-    _lock: File,
-}
-
-impl Alone {
-    fn take() -> Self {
-        let lock = ksm::lock();
-        Self { ksm: Ksm::take_alone(), _lock: lock }
-    }
-
-    /// Lets ksmd scan so many times, and on.
-    fn scan(&self, times: u64) {
-        self.ksm.scan(times);
-        self.ksm.set("run", 1);
-    }
+/// Lets ksmd scan so many times, and on.
+fn scan(ksm: &Ksm, times: u64) {
+    ksm.scan(times);
+    ksm.set("run", 1);
 }
 
 /// An answer.
