@@ -33,7 +33,7 @@ fn sum<'a>(rows: impl IntoIterator<Item = &'a Value>, name: &str) -> u64 {
 #[test]
 fn guests_are_merged_and_written_to_as_known() {
     let _alone = alone();
-    let ksm = Ksm::take();
+    let ksm = Ksm::take_alone();
     let dir = TempDir::new("ksm-guests");
     let truth = dir.join("truth.json");
     let memory = "memory=16M,duplicate=50,rewrite=16/signal";
