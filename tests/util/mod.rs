@@ -14,6 +14,12 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 /// One at a time: these tests load both CPUs and count what happens on them.
 pub fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
+    // What a test has freed is given back: processes that others fork have what is left.
+    // SAFETY: they take numbers, and the values are those that the C library begins with.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 128 << 10);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, 128 << 10);
+    }
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

@@ -1,6 +1,7 @@
 //! ksmstat: what does page merging save, what does it cost, and why does it not merge?
 
 mod ksmd;
+mod pages;
 mod processes;
 mod report;
 mod rows;

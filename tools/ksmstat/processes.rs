@@ -229,7 +229,7 @@ impl Processes {
         gone: bool,
     ) -> ProcessRow {
         let known = &self.known;
-        let figures = sample.filter(|_| known.merging_pages);
+        let counted = sample.filter(|_| known.rmap_items);
         let merges = known.merges && known.owners;
         let cow = known.cow && known.owners;
         ProcessRow {
@@ -237,10 +237,12 @@ impl Processes {
             comm: sample.map_or_else(|| since.comm.clone(), |sample| sample.comm.clone()),
             vm: None,
             processes: 1,
-            merging_pages: figures.map(|sample| sample.merging_pages),
-            rmap_items: figures.map(|sample| sample.rmap_items),
+            merging_pages: sample
+                .filter(|_| known.merging_pages)
+                .map(|sample| sample.merging_pages),
+            rmap_items: counted.map(|sample| sample.rmap_items),
             zero_pages: sample.filter(|_| known.zero_pages).map(|sample| sample.zero_pages),
-            profit_bytes: figures.map(|sample| self.profit_bytes(sample)),
+            profit_bytes: counted.map(|sample| self.profit_bytes(sample)),
             merged: merges.then_some(since.merged),
             merge_failed: merges.then_some(since.merge_failed),
             zero_merged: merges.then_some(since.zero_merged),
@@ -289,6 +291,7 @@ mod tests {
         Known {
             merges: true,
             merging_pages: true,
+            rmap_items: true,
             zero_pages: true,
             owners: true,
             item_bytes: 64,

@@ -326,7 +326,12 @@ fn notes(known: &Known, state: &State, rows: Rows) -> Vec<String> {
         notes.push("not known on this kernel: COW breaks (since Linux 5.18, or with --cow)");
     }
     if rows != Rows::Host && !known.merging_pages {
-        notes.push("not known on this kernel: processes' merged pages (since Linux 6.1)");
+        notes.push("not known on this kernel: processes' merged pages (since Linux 5.19)");
+    }
+    if rows != Rows::Host && !known.rmap_items {
+        notes.push(
+            "not known on this kernel: processes' tracked pages and profit (since Linux 6.1)",
+        );
     }
     if rows != Rows::Host && known.merges && !known.owners {
         notes.push("not known on this kernel: whose pages are merged (CONFIG_MEMCG is not set)");
@@ -476,6 +481,7 @@ mod tests {
             batches: true,
             full_scans: true,
             merging_pages: true,
+            rmap_items: true,
             zero_pages: true,
             owners: true,
             item_bytes: 64,

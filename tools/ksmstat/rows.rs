@@ -17,8 +17,10 @@ pub struct Known {
     pub batches: bool,
     /// How long full scans take.
     pub full_scans: bool,
-    /// How many pages of a process are merged or known to KSM.
+    /// How many pages of a process are merged.
     pub merging_pages: bool,
+    /// How many KSM keeps a record of.
+    pub rmap_items: bool,
     /// How many of them were replaced by the kernel's page of zeroes.
     pub zero_pages: bool,
     /// Whose memory it is.

@@ -18,6 +18,7 @@ use libbpf_rs::{Iter, Link, MapCore as _, MapFlags, MapType, OpenObject, Program
 use plain::Plain;
 
 use crate::ksmd;
+use crate::pages::Pages;
 use crate::processes::{Events, ProcessId, Sample};
 use crate::rows::{Advice, Elements, Known, Losses, Reading, Totals};
 use crate::stacks::Place;
@@ -76,6 +77,8 @@ pub struct Tracer<'obj> {
     samples: Option<Link>,
     _links: Vec<Link>,
     ksmd: Option<i32>,
+    /// Where the kernel does not count processes' merged pages.
+    pages: Option<Pages>,
     known: Known,
     epoch: u32,
     interval_start: Instant,
@@ -100,12 +103,16 @@ impl<'obj> Tracer<'obj> {
             samples: None,
             _links: Vec::new(),
             ksmd,
+            pages: None,
             known: Known::default(),
             epoch: FIRST_EPOCH,
             interval_start: Instant::now(),
         };
         tracer.attach(wanted, found)?;
         tracer.look()?;
+        if wanted.processes && !tracer.bss()?.knows_merging_pages {
+            tracer.pages = Pages::open(crate::page_bytes());
+        }
         tracer.known = tracer.known(wanted, found, refused)?;
         tracer.interval_start = Instant::now();
         Ok(tracer)
@@ -153,7 +160,13 @@ impl<'obj> Tracer<'obj> {
             .read_to_end(&mut bytes)
             .context("failed to read the task iterator")?;
         let records = bytes.chunks(size_of::<types::ksm_sample>());
-        records.map(|record| Ok(sample(&copy_out(record)?))).collect()
+        let samples = records.map(|record| Ok(sample(&copy_out(record)?)));
+        match &self.pages {
+            None => samples.collect(),
+            Some(pages) => {
+                samples.filter_map(|sample| pages.complete(sample).transpose()).collect()
+            }
+        }
     }
 
     /// What has happened to processes' memory since the start.
@@ -261,7 +274,8 @@ impl<'obj> Tracer<'obj> {
             advice: found[4],
             batches: self.ksmd.is_some(),
             full_scans: bss.knows_full_scans,
-            merging_pages: bss.knows_merging_pages,
+            merging_pages: bss.knows_merging_pages || self.pages.is_some(),
+            rmap_items: bss.knows_merging_pages,
             zero_pages: bss.knows_zero_pages,
             owners: bss.knows_owners,
             item_bytes: bss.item_bytes,
