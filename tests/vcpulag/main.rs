@@ -9,6 +9,7 @@ mod util;
 mod cli;
 mod filters;
 mod formats;
+mod idle;
 mod steal;
 
 /// The binary under test.

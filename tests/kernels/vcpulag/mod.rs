@@ -2,7 +2,6 @@
 
 mod blocked;
 mod culprits;
-mod idle;
 mod many;
 mod quota;
 mod starved;

@@ -1,6 +1,6 @@
 //! Guests that have little to do: they halt, and when they are woken they wait no longer than their threads do.
 
-use super::VCPULAG;
+use crate::VCPULAG;
 use crate::util::alone;
 use crate::util::guests::Guests;
 use crate::util::tool::{Tool, number};
