@@ -3,6 +3,9 @@
 
 #![allow(clippy::unwrap_used, reason = "what it shares with tests fails by panicking")]
 
+#[allow(dead_code, reason = "the bench uses a part of it")]
+#[path = "../util/child.rs"]
+mod child;
 #[allow(dead_code, reason = "this bench uses a part of it")]
 mod columns;
 #[allow(dead_code, reason = "this bench uses a part of it")]

@@ -1,44 +1,34 @@
 //! Processes whose mergeable memory is known: pages of given contents, written to when the test says so.
 
-use std::fs::File;
-use std::io::{Read as _, Write as _};
-use std::os::fd::FromRawFd as _;
+use std::io::{PipeReader, PipeWriter, Read as _, Write as _, pipe};
 use std::ptr;
+
+use super::child::Child;
 
 const PAGE_SIZE: usize = 4096;
 
 /// A process with mergeable memory, which ends when dropped.
 pub struct Mergeable {
-    pid: i32,
-    orders: File,
-    answers: File,
+    child: Child,
+    orders: PipeWriter,
+    answers: PipeReader,
 }
 
 impl Mergeable {
     /// A page for each of these: full of that number, so that pages of equal numbers are equal. madvise(2) asks for
     /// them to be merged.
     pub fn start(contents: &[u64]) -> Self {
-        let (orders_out, orders) = pipe();
-        let (answers, answers_in) = pipe();
-        // What earlier tests have freed would be the child's, too.
-        // SAFETY: it only gives memory back that nobody uses.
-        unsafe { libc::malloc_trim(0) };
-        // SAFETY: the child only makes system calls and writes to memory of its own: other threads' locks, which it
-        // has as they were, are nothing to it.
-        let pid = unsafe { libc::fork() };
-        assert!(pid >= 0, "fork: {}", std::io::Error::last_os_error());
-        if pid == 0 {
-            drop((orders, answers));
-            child(contents, orders_out, answers_in);
-        }
-        let mut memory = Self { pid, orders, answers };
+        let (orders_out, orders) = pipe().unwrap();
+        let (answers, answers_in) = pipe().unwrap();
+        let child = Child::fork(move || live(contents, orders_out, answers_in));
+        let mut memory = Self { child, orders, answers };
         memory.wait();
         memory
     }
 
     /// Its process.
     pub fn pid(&self) -> u32 {
-        self.pid.unsigned_abs()
+        self.child.pid()
     }
 
     /// Makes each of its first pages one that is like no other.
@@ -52,30 +42,10 @@ impl Mergeable {
     }
 }
 
-impl Drop for Mergeable {
-    fn drop(&mut self) {
-        // SAFETY: plain system calls; the child has not been waited for, so the PID is its own.
-        unsafe {
-            libc::kill(self.pid, libc::SIGKILL);
-            libc::waitpid(self.pid, ptr::null_mut(), 0);
-        }
-    }
-}
-
-fn pipe() -> (File, File) {
-    let mut fds = [0; 2];
-    // SAFETY: there is room for two descriptors, which are nobody else's.
-    unsafe {
-        assert_eq!(libc::pipe2(fds.as_mut_ptr(), libc::O_CLOEXEC), 0);
-        (File::from_raw_fd(fds[0]), File::from_raw_fd(fds[1]))
-    }
-}
-
-fn child(contents: &[u64], mut orders: File, mut answers: File) -> ! {
+fn live(contents: &[u64], mut orders: PipeReader, mut answers: PipeWriter) {
     let bytes = contents.len() * PAGE_SIZE;
     // SAFETY: the memory is new, as long as is asked for, and never unmapped; it ends with the process, at once.
     unsafe {
-        libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
         let memory = libc::mmap(
             ptr::null_mut(),
             bytes,
@@ -102,6 +72,5 @@ fn child(contents: &[u64], mut orders: File, mut answers: File) -> ! {
                 page[0] = u64::from(libc::getpid().unsigned_abs()) << 32 | number as u64;
             }
         }
-        libc::_exit(0)
     }
 }

@@ -1,9 +1,9 @@
 //! A process whose memory is as a test wants it: which mappings, what is in them, who asks for merging, what goes on.
 
-use std::fs::File;
-use std::io::{Read as _, Write as _};
-use std::os::fd::FromRawFd as _;
+use std::io::{PipeReader, PipeWriter, Read as _, Write as _, pipe};
 use std::ptr;
+
+use crate::util::child::Child;
 
 const PAGE_SIZE: usize = 4_096;
 /// include/uapi/linux/prctl.h, Linux 6.4.
@@ -61,8 +61,8 @@ pub const MERGEABLE: Region = Region {
 
 /// The process; it ends when dropped.
 pub struct Regions {
-    pid: i32,
-    _alive: File,
+    child: Child,
+    _alive: PipeReader,
 }
 
 impl Regions {
@@ -83,28 +83,17 @@ impl Regions {
     }
 
     fn start_after(regions: &[Region], first: impl FnOnce()) -> Self {
-        let (mut ready, ready_in) = pipe();
-        // What earlier tests have freed would be the child's, too.
-        // SAFETY: it only gives memory back that nobody uses.
-        unsafe { libc::malloc_trim(0) };
-        // SAFETY: the child only makes system calls and writes to memory of its own: other threads' locks, which it
-        // has as they were, are nothing to it.
-        let pid = unsafe { libc::fork() };
-        assert!(pid >= 0, "fork: {}", std::io::Error::last_os_error());
-        if pid == 0 {
-            drop(ready);
-            // SAFETY: it takes numbers.
-            unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+        let (mut ready, ready_in) = pipe().unwrap();
+        let child = Child::fork(move || {
             first();
             live(regions, ready_in);
-        }
-        drop(ready_in);
+        });
         ready.read_exact(&mut [0]).expect("a process with such memory");
-        Self { pid, _alive: ready }
+        Self { child, _alive: ready }
     }
 
     pub fn pid(&self) -> String {
-        self.pid.to_string()
+        self.child.pid().to_string()
     }
 
     /// Ends it now.
@@ -113,31 +102,12 @@ impl Regions {
     }
 }
 
-impl Drop for Regions {
-    fn drop(&mut self) {
-        // SAFETY: plain system calls; the child has not been waited for, so the PID is its own.
-        unsafe {
-            libc::kill(self.pid, libc::SIGKILL);
-            libc::waitpid(self.pid, ptr::null_mut(), 0);
-        }
-    }
-}
-
-fn pipe() -> (File, File) {
-    let mut fds = [0; 2];
-    // SAFETY: there is room for two descriptors, which are nobody else's.
-    unsafe {
-        assert_eq!(libc::pipe2(fds.as_mut_ptr(), libc::O_CLOEXEC), 0);
-        (File::from_raw_fd(fds[0]), File::from_raw_fd(fds[1]))
-    }
-}
-
 fn exit(status: i32) -> ! {
     // SAFETY: it does not return.
     unsafe { libc::_exit(status) }
 }
 
-fn live(regions: &[Region], mut ready: File) -> ! {
+fn live(regions: &[Region], mut ready: PipeWriter) -> ! {
     let mut rewritten = Vec::new();
     for region in regions {
         let memory = map(region);
