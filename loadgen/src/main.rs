@@ -6,6 +6,7 @@ mod guests;
 mod ramp;
 mod run;
 mod signals;
+mod stdout;
 
 use std::process::ExitCode;
 

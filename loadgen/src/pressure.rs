@@ -2,6 +2,8 @@
 
 use std::fs;
 
+use crate::room::meminfo_bytes;
+
 /// One reading. What this kernel does not tell is none.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Pressure {
@@ -31,11 +33,8 @@ impl Pressure {
     }
 }
 
-/// `MemAvailable` of /proc/meminfo.
-pub(crate) fn available_bytes(meminfo: &str) -> Option<u64> {
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let kib: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
-    Some(kib << 10)
+fn available_bytes(meminfo: &str) -> Option<u64> {
+    meminfo_bytes(meminfo, "MemAvailable")
 }
 
 fn switches(stat: &str) -> Option<u64> {

@@ -1,7 +1,6 @@
 //! `loadgen run`: creates guests, lets them run, and writes down what they did.
 
 use std::collections::BTreeMap;
-use std::io::{self, Write as _};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -16,6 +15,7 @@ use serde::Serialize;
 
 use crate::guests::GuestArgs;
 use crate::signals::{HeldBack, Usr1};
+use crate::stdout::print;
 
 /// How often to look whether guests are still there and anybody is still reading.
 const LOOK: Duration = Duration::from_millis(200);
@@ -196,14 +196,6 @@ fn stdout_is_closed() -> bool {
     // SAFETY: `stdout` is one valid entry, and the timeout is 0.
     let ready = unsafe { libc::poll(&raw mut stdout, 1, 0) };
     ready > 0 && stdout.revents & libc::POLLERR != 0
-}
-
-/// A line to standard output, at once.
-fn print(line: &str) -> Result<()> {
-    let mut stdout = io::stdout().lock();
-    writeln!(stdout, "{line}")
-        .and_then(|()| stdout.flush())
-        .context("failed to write to standard output")
 }
 
 /// The line that says that guests are running.

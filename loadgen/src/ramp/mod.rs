@@ -7,13 +7,12 @@ mod tools;
 
 use std::fmt;
 use std::fs::File;
-use std::io::{self, Write as _};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Result, anyhow};
 use clap::ValueEnum;
 use common::args::parse_seconds;
 use common::hist::Hist;
@@ -24,6 +23,7 @@ use loadgen::{Fleet, Pressure, Probe, Spec, parse_size};
 
 use crate::guests::GuestArgs;
 use crate::signals::HeldBack;
+use crate::stdout::{self, print};
 use row::Row;
 use steps::{Goal, Step};
 use tools::Tools;
@@ -189,7 +189,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let limit = limit?;
     if ramp.args.format() == Format::Text {
         print(&format!(
-            "stopped at {guests} guests: {limit}\ngone in {:.3} s (a task of the host came at most {} late)\n",
+            "stopped at {guests} guests: {limit}\ngone in {:.3} s (a task of the host came at most {} late)",
             stopped.duration.as_secs_f64(),
             short_duration(lateness.max_ns())
         ))?;
@@ -236,7 +236,7 @@ impl Ramp<'_> {
     /// Step after step.
     fn climb(&mut self) -> Result<Limit> {
         if self.args.format() == Format::Text {
-            print(&format!("{}\n", Row::HEADER))?;
+            print(Row::HEADER)?;
         }
         loop {
             let there = self.fleet.vms();
@@ -383,24 +383,12 @@ impl Ramp<'_> {
             row.write_csv(kept, self.rows == 0)?;
         }
         self.rows += 1;
-        let mut stdout = io::stdout().lock();
-        stdout
-            .write_all(&out)
-            .and_then(|()| stdout.flush())
-            .context("failed to write to standard output")
+        stdout::write(&out)
     }
 }
 
 fn is_short_of(reserve_bytes: u64) -> bool {
     Pressure::read().available_bytes.is_some_and(|bytes| bytes < reserve_bytes)
-}
-
-fn print(text: &str) -> Result<()> {
-    let mut stdout = io::stdout().lock();
-    stdout
-        .write_all(text.as_bytes())
-        .and_then(|()| stdout.flush())
-        .context("failed to write to standard output")
 }
 
 /// Less than all there is, which is found out later.
