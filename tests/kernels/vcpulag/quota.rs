@@ -21,6 +21,7 @@ fn a_vcpu_that_waits_for_its_own_quota_is_nobodys_victim() {
     assert!(others_ns * 5 <= wait_ns, "but for those who work on this machine, too: {row}");
     let text = Tool::start(VCPULAG, &["-c", &cgroup, "-d", "2"]).wait().stdout;
     assert!(text.contains("\n  waited for its quota "), "{text}");
-    assert!(text.ends_with(" of that was their own quota\n"), "{text}");
+    // Not the end: a host whose sched_switch hides tasks adds what was counted from totals.
+    assert!(text.contains(" of that was their own quota\n"), "{text}");
     guests.end();
 }
