@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::{VCPULAG, ns, taken_by, with_hog};
+use super::{VCPULAG, ns, taken_by, taken_by_others, with_hog};
 use crate::util::alone;
 use crate::util::guests::Guests;
 use crate::util::tool::{Tool, json_lines, number};
@@ -49,7 +49,10 @@ fn a_starved_vcpu_waits_all_the_time_for_its_hog() {
     assert!(oldest > 500_000_000, "{oldest}");
     let of_hog: u64 = starved.iter().map(|row| taken_by(row, id())).sum();
     let wait_ns: u64 = starved.iter().map(|row| ns(row, "wait_ns")).sum();
-    assert!(of_hog * 100 >= wait_ns * 99, "{of_hog} of {wait_ns}: {starved:#?}");
+    // Others work on this machine, too, and where it is a guest itself, for others below.
+    let others_ns: u64 = starved.iter().map(|row| taken_by_others(row, id())).sum();
+    assert!(others_ns * 5 <= wait_ns, "{others_ns} of {wait_ns}: {starved:#?}");
+    assert!(of_hog * 100 >= (wait_ns - others_ns) * 99, "{of_hog} of {wait_ns}: {starved:#?}");
     guests.end();
 }
 
