@@ -36,6 +36,7 @@ bench:
 	packaging/install-deps vm
 	cargo build --release --workspace
 	cargo bench --bench runqlat --bench kvmexits --bench vcpulag --bench ksmstat
+	cargo bench -p loadgen --bench creation
 	tests/vm/bench
 
 install:

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use common::session::host_cannot;
 
 use crate::controls::Controls;
@@ -38,15 +38,6 @@ struct Dir {
     has_cpu: bool,
     /// Whether it is here that guests have their memory limits.
     has_memory: bool,
-}
-
-/// When a guest joins directories.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Join {
-    /// Before it allocates anything: those with memory limits, as memory belongs to where one is at that moment.
-    First,
-    /// When it has been created: all others.
-    Created,
 }
 
 impl Cgroup {
@@ -222,18 +213,39 @@ impl Cgroup {
         }
     }
 
-    /// The calling process, which is this guest, joins what it is to join now: the cgroup, or its own below it.
-    pub(crate) fn join(&self, index: u32, when: Join) -> io::Result<()> {
-        for dir in self.dirs.iter().filter(|dir| dir.has_memory == (when == Join::First)) {
-            // Opened by each guest anew: one file inherited by all would make them queue for its position.
-            let mut options = File::options();
-            let mut procs = match self.controls.hold_each_guest() {
-                false => options.write(true).open(&dir.procs)?,
-                true => options.write(true).open(dir.of_guest(index).join("cgroup.procs"))?,
-            };
-            procs.write_all(b"0")?;
+    /// The calling process, which is this guest, joins what has memory limits, before it allocates anything: memory
+    /// belongs to where one is at that moment. For all else see [`Cgroup::admit`].
+    pub(crate) fn join_for_memory(&self, index: u32) -> io::Result<()> {
+        for dir in self.dirs.iter().filter(|dir| dir.has_memory) {
+            dir.open_procs(self.guest_of(index))?.write_all(b"0")?;
         }
         Ok(())
+    }
+
+    /// Takes guests, given by number and PID, to where they are to be when they have been created: the cgroup, or their
+    /// own below it. Not before: creation at so low a weight would starve as soon as the host has anything else to do,
+    /// other guests for one.
+    pub(crate) fn admit(&self, guests: impl Iterator<Item = (u32, u32)> + Clone) -> Result<()> {
+        for dir in self.dirs.iter().filter(|dir| !dir.has_memory) {
+            let failed = |e| anyhow!("failed to move guests to `{}`: {e}", dir.path.display());
+            let mut procs = dir.open_procs(None).map_err(failed)?;
+            for (index, pid) in guests.clone() {
+                if let own @ Some(_) = self.guest_of(index) {
+                    procs = dir.open_procs(own).map_err(failed)?;
+                }
+                match procs.write_all(pid.to_string().as_bytes()) {
+                    // Whoever has died is missed elsewhere.
+                    Err(e) if e.raw_os_error() != Some(libc::ESRCH) => return Err(failed(e)),
+                    _ => {}
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The guest with this number, if guests have cgroups of their own.
+    fn guest_of(&self, index: u32) -> Option<u32> {
+        self.controls.hold_each_guest().then_some(index)
     }
 
     /// Kills whatever is in the cgroup, removes it, and undoes what making it has changed. Gives up after
@@ -266,6 +278,15 @@ impl Cgroup {
 }
 
 impl Dir {
+    /// The file by which a process joins the directory, or that of a guest.
+    fn open_procs(&self, guest: Option<u32>) -> io::Result<File> {
+        let mut options = File::options();
+        match guest {
+            None => options.write(true).open(&self.procs),
+            Some(index) => options.write(true).open(self.of_guest(index).join("cgroup.procs")),
+        }
+    }
+
     /// The guest's own directory, if guests have one.
     fn of_guest(&self, index: u32) -> PathBuf {
         self.path.join(guest::name(index))

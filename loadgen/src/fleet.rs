@@ -22,7 +22,7 @@ use crate::memory::Memory;
 use crate::process::{self, Ended};
 use crate::record::{PAGE_SIZE, VcpuPage};
 use crate::room::{Each, Room};
-use crate::shared::{Control, Shared};
+use crate::shared::Shared;
 use crate::truth::{IoThread, MemoryTruth, OfVm, Truth};
 use crate::workload::Workload;
 
@@ -185,6 +185,8 @@ impl Fleet {
         let (start, before) = (Instant::now(), self.created);
         self.fork_guests(vms.min(self.plan.vms), progress)?;
         self.wait_until_ready()?;
+        let pid = |vm| self.page(vm, 0).pid.load(Relaxed);
+        self.cgroup.admit((before..self.created).map(|vm| (vm, pid(vm))))?;
         self.cgroup.limit_cpu(before..self.created)?;
         self.creation += start.elapsed();
         Ok(())
@@ -375,17 +377,10 @@ impl Fleet {
         Ok(())
     }
 
-    /// Waits until all threads are there, then until all guests are in the cgroup.
+    /// Waits until all threads are there.
     fn wait_until_ready(&mut self) -> Result<()> {
         let threads = self.created * self.plan.threads;
-        self.wait_for(|control| control.settled.wait(threads, SETTLE_POLL))?;
-        let guests = self.created;
-        self.shared.control().join.open_for(guests);
-        self.wait_for(|control| control.joined.wait(guests, SETTLE_POLL))
-    }
-
-    fn wait_for(&mut self, come: impl Fn(&Control) -> bool) -> Result<()> {
-        while !come(self.shared.control()) {
+        while !self.shared.control().settled.wait(threads, SETTLE_POLL) {
             self.reap(false);
             if let Some(failure) = self.failures.first() {
                 return Err(anyhow!("failed to create guests: {failure}"));

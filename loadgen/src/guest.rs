@@ -1,7 +1,7 @@
 //! A guest's process: creates its virtual machine, waits for the start, and runs it until it leaves.
 //!
 //! It has been forked from the parent and shares the parent's pages as long as it does not write to them: no
-//! allocation, file or thread that it can do without.
+//! allocation, file or thread that it can do without. One with one vCPU and no I/O thread does not touch the heap.
 
 use std::os::fd::{FromRawFd as _, RawFd};
 use std::ptr::{self, NonNull};
@@ -17,7 +17,7 @@ use kvm_bindings::{
 use kvm_ioctls::{Cap, Kvm, VcpuExit, VcpuFd, VmFd};
 
 use crate::affinity::Placement;
-use crate::cgroup::{Cgroup, Join};
+use crate::cgroup::Cgroup;
 use crate::code::{Entry, STOP_PORT};
 use crate::contents;
 use crate::exits_code::PIO_PORT;
@@ -27,7 +27,7 @@ use crate::io;
 use crate::memory::Memory;
 use crate::numa::Node;
 use crate::priority::Priority;
-use crate::process;
+use crate::process::{self, Name};
 use crate::record::{Failure, PAGE_SIZE, Step, VcpuPage};
 use crate::shared::{self, Order, Shared};
 use crate::tell;
@@ -154,9 +154,12 @@ pub(crate) struct Guest<'a> {
     pub(crate) forked: Instant,
 }
 
+/// What guests' names begin with; their numbers follow.
+const NAME: &str = "loadgen-";
+
 /// A guest's name, from its number counted from 0: `loadgen-0001` is the first.
 pub(crate) fn name(index: u32) -> String {
-    format!("loadgen-{:04}", index + 1)
+    format!("{NAME}{:04}", index + 1)
 }
 
 impl Guest<'_> {
@@ -184,24 +187,23 @@ impl Guest<'_> {
         if process::die_with(self.parent).is_err() {
             return Ok(());
         }
-        process::set_name(&name(self.index));
+        Name::new(format_args!("{NAME}{:04}", self.index + 1)).set();
         let kvm = process::keep_only(self.kvm).map_err(of_io(Step::Detach))?;
         // SAFETY: `keep_only` returns an open descriptor of /dev/kvm that nothing else owns.
         let kvm = unsafe { Kvm::from_raw_fd(kvm) };
-        self.cgroup.join(self.index, Join::First).map_err(of_io(Step::JoinCgroup))?;
+        self.cgroup.join_for_memory(self.index).map_err(of_io(Step::JoinCgroup))?;
         if let Some(node) = self.plan.node {
             node.bind_thread().map_err(of_io(Step::BindMemory))?;
         }
         let vm = self.create_vm(&kvm)?;
-        let mut vcpus = Vec::with_capacity(self.plan.vcpus as usize);
-        for vcpu in 0..self.plan.vcpus {
-            vcpus.push(self.create_vcpu(&vm, vcpu)?);
-        }
+        let first = self.create_vcpu(&vm, 0)?;
+        let others = (1..self.plan.vcpus).map(|vcpu| self.create_vcpu(&vm, vcpu));
+        let others: Vec<VcpuFd> = others.collect::<Result<_, _>>()?;
         self.plan.priority.apply().map_err(of_io(Step::SetPriority))?;
         self.plan.placement.bind().map_err(of_io(Step::Bind))?;
         match self.plan.io_thread_percent {
-            None => self.run_vcpus(vcpus),
-            Some(percent) => self.run_with_io_thread(vcpus, percent),
+            None => self.run_vcpus(first, others),
+            Some(percent) => self.run_with_io_thread(first, others, percent),
         }
         Ok(())
     }
@@ -296,26 +298,23 @@ impl Guest<'_> {
     }
 
     /// vCPU 0 runs on this thread, so that a guest with one vCPU is one thread; each other gets its own.
-    fn run_vcpus(&self, vcpus: Vec<VcpuFd>) {
+    fn run_vcpus(&self, first: VcpuFd, others: Vec<VcpuFd>) {
+        // A scope is an allocation.
+        if others.is_empty() {
+            return self.run_vcpu(0, first);
+        }
         thread::scope(|scope| {
-            let mut first = None;
-            for (number, vcpu) in (0..).zip(vcpus) {
-                if number == 0 {
-                    first = Some(vcpu);
-                    continue;
-                }
+            for (number, vcpu) in (1..).zip(others) {
                 self.spawn(scope, number, &format!("vcpu{number}"), move || {
                     self.run_vcpu(number, vcpu);
                 });
             }
-            if let Some(vcpu) = first {
-                self.run_vcpu(0, vcpu);
-            }
+            self.run_vcpu(0, first);
         });
     }
 
     /// The same with one more thread beside them, for as long as there are any.
-    fn run_with_io_thread(&self, vcpus: Vec<VcpuFd>, percent: u32) {
+    fn run_with_io_thread(&self, first: VcpuFd, others: Vec<VcpuFd>, percent: u32) {
         let page = self.page(0);
         thread::scope(|scope| {
             let thread = self.spawn(scope, 0, "io", || {
@@ -324,7 +323,7 @@ impl Guest<'_> {
                     io::burn(page, percent);
                 }
             });
-            self.run_vcpus(vcpus);
+            self.run_vcpus(first, others);
             page.stop.store(1, Relaxed);
             thread.unpark();
         });
@@ -339,10 +338,10 @@ impl Guest<'_> {
         name: &str,
         work: impl FnOnce() + Send + 'scope,
     ) -> Thread {
-        let name = format!("{:04}/{name}", self.index + 1);
+        let name = Name::new(format_args!("{:04}/{name}", self.index + 1));
         let thread =
             thread::Builder::new().stack_size(THREAD_STACK).spawn_scoped(scope, move || {
-                process::set_name(&name);
+                name.set();
                 work();
             });
         match thread {
@@ -358,21 +357,6 @@ impl Guest<'_> {
         control.run.wait(self.index)
     }
 
-    /// The same for the first thread, which takes the guest to its cgroup in between: not before, as creation at so
-    /// low a weight would starve as soon as the host has anything else to do, other guests for one.
-    fn join_and_wait_for_start(&self) -> Order {
-        let control = self.shared.control();
-        control.settled.come();
-        if control.join.wait(self.index) == Order::Leave {
-            return Order::Leave;
-        }
-        if let Err(e) = self.cgroup.join(self.index, Join::Created) {
-            self.die(0, of_io(Step::JoinCgroup)(e));
-        }
-        control.joined.come();
-        control.run.wait(self.index)
-    }
-
     /// Waits for the start, then runs the vCPU until the guest has left.
     fn run_vcpu(&self, number: u32, mut vcpu: VcpuFd) {
         let page = self.page(number);
@@ -380,14 +364,11 @@ impl Guest<'_> {
         if let Err(e) = self.plan.placement.pin(self.index * self.plan.vcpus + number) {
             self.die(number, of_io(Step::Bind)(e));
         }
-        let order = if number == 0 {
+        if number == 0 {
             let creation_ns = u64::try_from(self.forked.elapsed().as_nanos()).unwrap_or(u64::MAX);
             page.creation_ns.store(creation_ns, Relaxed);
-            self.join_and_wait_for_start()
-        } else {
-            self.wait_for_start()
-        };
-        if order == Order::Leave {
+        }
+        if self.wait_for_start() == Order::Leave {
             return;
         }
         loop {

@@ -8,7 +8,7 @@ use std::os::fd::{AsRawFd as _, FromRawFd as _};
 use std::time::Duration;
 
 use crate::cgroup::Cgroup;
-use crate::process::{self, Ended};
+use crate::process::{self, Ended, Name};
 
 /// How long to go on killing and removing before giving up.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -41,7 +41,7 @@ impl Janitor {
 
 /// What the janitor's process does.
 fn work(parent: &PipeReader, cgroup: &Cgroup) -> io::Result<()> {
-    process::set_name("lg-janitor");
+    Name::new(format_args!("lg-janitor")).set();
     // A session of its own: neither a terminal's signals nor those to the parent's group reach it.
     // SAFETY: setsid and signal have no memory to go wrong with.
     unsafe {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 use common::hist::Hist;
 
-use crate::process;
+use crate::process::{self, Name};
 
 /// How often it wants to run.
 const PERIOD: Duration = Duration::from_millis(10);
@@ -100,7 +100,7 @@ impl Drop for Probe {
 /// What the probe's process does, until its parent ends.
 fn run(pipe: i32, begun: Instant, parent: u32) -> io::Result<()> {
     process::die_with(parent)?;
-    process::set_name("lg-probe");
+    Name::new(format_args!("lg-probe")).set();
     let pipe = process::keep_only(pipe)?;
     // SAFETY: `keep_only` returns an open descriptor that nothing else owns.
     let mut pipe = unsafe { File::from_raw_fd(pipe) };

@@ -1,9 +1,8 @@
 //! Processes made by forking: what a child does first, so that it outlives nobody and keeps nothing open.
 
-use std::ffi::CString;
 use std::fmt;
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Write as _};
 use std::os::fd::{AsRawFd as _, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process;
@@ -71,11 +70,24 @@ pub(crate) fn die_with(parent: u32) -> io::Result<()> {
     Ok(())
 }
 
-/// Names the calling thread; the kernel keeps 15 bytes. On a process's main thread it names the process.
-pub(crate) fn set_name(name: &str) {
-    let Ok(name) = CString::new(name) else { return };
-    // SAFETY: PR_SET_NAME reads the string up to its NUL; it cannot fail on a valid one.
-    unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr()) };
+/// A thread's name as the kernel keeps it: 15 bytes at most, and a NUL. Making one does not allocate.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Name([u8; 16]);
+
+impl Name {
+    /// What does not fit is cut off.
+    pub(crate) fn new(name: fmt::Arguments<'_>) -> Self {
+        let mut bytes = [0; 16];
+        // It fails if there is no room for all.
+        _ = (&mut bytes[..15]).write_fmt(name);
+        Self(bytes)
+    }
+
+    /// Gives it to the calling thread. On a process's main thread it names the process.
+    pub(crate) fn set(&self) {
+        // SAFETY: PR_SET_NAME reads up to the NUL, which is at the end if nowhere before.
+        unsafe { libc::prctl(libc::PR_SET_NAME, self.0.as_ptr()) };
+    }
 }
 
 /// The calling thread's TID.

@@ -126,6 +126,9 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     printed.map(|()| ExitCode::SUCCESS)
 }
 
+/// So many guests further the progress bar moves.
+const SHOWN: u32 = 64;
+
 /// Creates the fleet, with a progress bar on a terminal; a signal ends the creation early.
 fn create(spec: &Spec, held_back: &HeldBack) -> Result<Fleet> {
     // Draws on standard error, and only if that is a terminal. No ticker: that would be a thread.
@@ -134,7 +137,10 @@ fn create(spec: &Spec, held_back: &HeldBack) -> Result<Fleet> {
         bar.set_style(style);
     }
     let fleet = Fleet::create(spec, |created| {
-        bar.set_position(created.into());
+        // What is written here while guests are forked, each of them has a copy of.
+        if created.is_multiple_of(SHOWN) || created == spec.vms {
+            bar.set_position(created.into());
+        }
         match held_back.pending() {
             true => ControlFlow::Break(()),
             false => ControlFlow::Continue(()),

@@ -23,14 +23,10 @@ pub(crate) enum Order {
 /// What concerns all guests.
 #[repr(C)]
 pub(crate) struct Control {
-    /// Who may join the cgroup: as long as guests are created, those that run would keep them from it.
-    pub(crate) join: Gate,
     /// Who may run.
     pub(crate) run: Gate,
     /// Threads of guests that are there.
     pub(crate) settled: Tally,
-    /// Guests that are in the cgroup.
-    pub(crate) joined: Tally,
 }
 
 /// How many of the guests, in the order of their numbers, may go on; or [`LEAVE`]. A futex.
@@ -155,7 +151,6 @@ pub(crate) fn map_side_by_side(parts: [(*mut u8, usize); 2]) -> io::Result<NonNu
 impl Control {
     /// The parent: tells all guests that wait to leave; of no effect on those that run.
     pub(crate) fn leave(&self) {
-        self.join.open_for(LEAVE);
         self.run.open_for(LEAVE);
     }
 }

@@ -56,6 +56,7 @@ impl Row {
             ("runq_p99_ns", seen.runq_p99_ns.into()),
             ("runq_p999_ns", seen.runq_p999_ns.into()),
             ("runq_max_ns", seen.runq_max_ns.into()),
+            ("runq_groups", seen.runq_groups.clone().into()),
             ("waiting", seen.waiting.into()),
             ("longest_waiting_ns", seen.longest_waiting_ns.into()),
             ("vms_seen", seen.vms_seen.into()),
@@ -108,7 +109,39 @@ impl Row {
             time(Some(self.probe_p99_ns)),
             time(Some(self.probe_max_ns)),
         )?;
+        output::write_words(out, &self.more())?;
         Ok(())
+    }
+
+    /// What has no column, as the words of a line: only what can be said.
+    fn more(&self) -> Vec<String> {
+        let Self { seen, .. } = self;
+        let mut parts = vec![];
+        if let Some(groups) = &seen.runq_groups {
+            parts.push(format!("waits: {groups}"));
+        }
+        if let Some(waiting) = seen.waiting {
+            let longest = seen.longest_waiting_ns.map(short_duration);
+            let longest = longest.map_or(String::new(), |age| format!(", longest {age}"));
+            parts.push(format!("{waiting} waiting{longest}"));
+        }
+        if let Some(load) = self.load {
+            parts.push(format!("load {load:.1}"));
+        }
+        if let Some(percent) = self.memory_some_percent {
+            parts.push(format!("waited for memory {percent:.0} %"));
+        }
+        if let Some(bytes) = seen.ksm_profit_bytes {
+            parts.push(format!("KSM profit {}", short_bytes(bytes)));
+        }
+        if self.running < self.guests {
+            parts.push(format!("{} guests did not run", self.guests - self.running));
+        }
+        let last = parts.len().saturating_sub(1);
+        let word = |(i, part): (usize, String)| {
+            format!("{}{part}{}", if i == 0 { "  " } else { "" }, if i < last { ";" } else { "" })
+        };
+        parts.into_iter().enumerate().map(word).collect()
     }
 
     /// The names of [`Row::write_text`]'s columns.
@@ -147,16 +180,28 @@ mod tests {
             probe_p50_ns: 60_000,
             probe_p99_ns: 15_000_000,
             probe_max_ns: 1_500_000_000,
-            seen: Seen::default(),
+            seen: Seen {
+                runq_groups: Some("93.1 % in 4-511 us, 6.9 % in 1-32 ms".to_owned()),
+                waiting: Some(3),
+                longest_waiting_ns: Some(70_000_000),
+                ksm_profit_bytes: Some(-64),
+                ..Seen::default()
+            },
         };
         let mut out = Vec::new();
         row.write_text(&mut out).unwrap();
         let text = String::from_utf8(out).unwrap();
-        assert!(text.len() <= 81 && Row::HEADER.len() == text.len() - 1, "{}\n{text}", Row::HEADER);
+        let (figures, more) = text.split_once('\n').unwrap();
+        assert!(figures.len() <= 80 && Row::HEADER.len() == figures.len(), "{text}");
+        assert_eq!(
+            more,
+            "  waits: 93.1 % in 4-511 us, 6.9 % in 1-32 ms; 3 waiting, longest 70ms;\n  load 1.5; \
+             waited for memory 0 %; KSM profit -64\n"
+        );
         let mut out = Vec::new();
         row.write_csv(&mut out, true).unwrap();
-        let csv = String::from_utf8(out).unwrap();
-        let mut lines = csv.lines().map(|line| line.split(',').count());
-        assert_eq!(lines.next(), lines.next(), "{csv}");
+        let mut reader = csv::ReaderBuilder::new().has_headers(false).from_reader(&out[..]);
+        let lines: Vec<csv::StringRecord> = reader.records().map(Result::unwrap).collect();
+        assert_eq!(lines.len(), 2, "the reader wants as many fields in each");
     }
 }

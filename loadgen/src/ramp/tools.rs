@@ -10,6 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow};
+use common::groups;
 use common::session::complain;
 
 use crate::signals::HeldBack;
@@ -17,18 +18,26 @@ use crate::signals::HeldBack;
 /// On an overloaded host a tool may take so much longer than it was told to.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The tools, and what each is asked for beside its CSV.
-const TOOLS: [(&str, &[&str]); 4] =
-    [("runqlat", &[]), ("vcpulag", &["--by", "vm"]), ("kvmexits", &[]), ("ksmstat", &[])];
+/// What runs beside a step: the name under which its CSV is kept, the tool, and what it is asked for.
+type Run = (&'static str, &'static str, &'static [&'static str]);
+const RUNS: [Run; 5] = [
+    ("runqlat", "runqlat", &["--csv"]),
+    ("runqlat-buckets", "runqlat", &["--csv=buckets"]),
+    ("vcpulag", "vcpulag", &["--csv", "--by", "vm"]),
+    ("kvmexits", "kvmexits", &["--csv"]),
+    ("ksmstat", "ksmstat", &["--csv"]),
+];
 
 /// What the tools said of one step. None where a tool is not there, or the host does not let it see.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Seen {
     /// Waits for a CPU: quantiles 0.5, 0.99, 0.999, and the longest, in nanoseconds.
     pub(crate) runq_p50_ns: Option<u64>,
     pub(crate) runq_p99_ns: Option<u64>,
     pub(crate) runq_p999_ns: Option<u64>,
     pub(crate) runq_max_ns: Option<u64>,
+    /// The groups of these waits: see [`common::groups`].
+    pub(crate) runq_groups: Option<String>,
     /// Tasks that waited at the end, and the longest of these waits.
     pub(crate) waiting: Option<u64>,
     pub(crate) longest_waiting_ns: Option<u64>,
@@ -47,13 +56,14 @@ type Line = HashMap<String, String>;
 
 /// The tools that are there, and where to keep what they print.
 pub(crate) struct Tools {
-    found: Vec<(&'static str, PathBuf)>,
+    found: Vec<(&'static Run, PathBuf)>,
     kept: Option<PathBuf>,
 }
 
 /// Tools that run.
 pub(crate) struct Running {
     kept: Option<PathBuf>,
+    /// Each under the name of its CSV.
     children: Vec<(&'static str, Child, File)>,
 }
 
@@ -65,29 +75,29 @@ impl Tools {
         let path = std::env::var_os("PATH").unwrap_or_default();
         let dirs: Vec<PathBuf> = beside.into_iter().chain(std::env::split_paths(&path)).collect();
         let find = |name| dirs.iter().map(|dir| dir.join(name)).find(|path| path.is_file());
-        let found = TOOLS.iter().filter_map(|(name, _)| Some((*name, find(name)?))).collect();
+        let found = RUNS.iter().filter_map(|run| Some((run, find(run.1)?))).collect();
         Self { found, kept: kept.map(Path::to_owned) }
     }
 
     /// The names of those that are not there.
     pub(crate) fn missing(&self) -> Vec<&'static str> {
-        let has = |name| self.found.iter().any(|(found, _)| *found == name);
-        TOOLS.iter().map(|(name, _)| *name).filter(|name| !has(*name)).collect()
+        let has = |run: &&Run| self.found.iter().any(|(found, _)| found.1 == run.1);
+        let mut missing: Vec<_> = RUNS.iter().filter(|run| !has(run)).map(|run| run.1).collect();
+        missing.dedup();
+        missing
     }
 
     /// Starts them all, for so long.
     pub(crate) fn start(&self, time: Duration, held_back: &HeldBack) -> Result<Running> {
         let mut running = Running { kept: self.kept.clone(), children: vec![] };
-        for (name, path) in &self.found {
-            let more =
-                TOOLS.iter().find(|(tool, _)| tool == name).map_or(&[][..], |(_, more)| more);
+        for ((name, _, args), path) in &self.found {
             // Not a pipe: nobody reads before the end.
             let out = unnamed_file(c"ramp").context("failed to make a file for a tool's output")?;
             let mut command = Command::new(path);
             let child = held_back
                 .spare(&mut command)
-                .args(["--csv", "-d", &time.as_secs_f64().to_string()])
-                .args(more)
+                .args(["-d", &time.as_secs_f64().to_string()])
+                .args(*args)
                 .stdin(Stdio::null())
                 .stdout(out.try_clone().context("failed to share a file with a tool")?)
                 .spawn()
@@ -200,6 +210,12 @@ impl Seen {
                 self.waiting = number(line, "waiting");
                 self.longest_waiting_ns = number(line, "longest_waiting_ns");
             }
+            ("runqlat-buckets", Some(_)) => {
+                let buckets = lines
+                    .iter()
+                    .filter_map(|line| Some((number(line, "lo_ns")?, number(line, "count")?)));
+                self.runq_groups = Some(groups_of(buckets));
+            }
             ("vcpulag", _) => {
                 self.vms_seen = Some(lines.len() as u64);
                 let whole = sum(&["run_ns", "wait_ns", "halt_ns", "blocked_ns", "vmm_ns"]);
@@ -224,6 +240,18 @@ impl Seen {
     }
 }
 
+/// The groups of a histogram of which each bucket's lower end and count are known, in words. A bucket that a power of
+/// two of microseconds lies in is taken for one below it: 1.6 % of its values at most.
+fn groups_of(buckets: impl Iterator<Item = (u64, u64)>) -> String {
+    let mut picture_us = vec![];
+    for (lo_ns, count) in buckets {
+        let octave = (lo_ns / 1_000).max(1).ilog2() as usize;
+        picture_us.resize(picture_us.len().max(octave + 1), 0);
+        picture_us[octave] += count;
+    }
+    groups::words(&groups::groups(&picture_us)).split_off(1).join(" ")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -242,6 +270,12 @@ mod tests {
         );
         assert_eq!((runqlat.runq_p50_ns, runqlat.runq_max_ns), (Some(1), Some(4)));
         assert_eq!((runqlat.waiting, runqlat.longest_waiting_ns), (Some(5), None));
+        let buckets = seen(
+            "runqlat-buckets",
+            "lo_ns,hi_ns,count\n0,32,10\n1024,1056,500\n4000,4096,90\n1048576,1081344,400\n",
+        );
+        let groups = buckets.runq_groups.unwrap();
+        assert_eq!(groups, "51.0 % in 0-1 us, 9.0 % in 4-7 us, 40.0 % in 1-2 ms");
         let vcpulag = seen("vcpulag", "vm,run_ns,wait_ns,halt_ns\na,1,2,0\nb,3,2,0\n");
         assert_eq!((vcpulag.vms_seen, vcpulag.wait_percent), (Some(2), Some(50.0)));
         let both = "interval_s,kind,count\n2.0,hardware,10\n2.0,userspace,3\n2.0,hardware,6\n";
