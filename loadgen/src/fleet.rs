@@ -217,6 +217,14 @@ impl Fleet {
         (0..self.created).map(|vm| self.page(vm, 0).creation_ns.load(Relaxed))
     }
 
+    /// How far apart guests had a CPU for the first time after they were let run, of those with this number (from 0) and
+    /// above; none as long as one of them has had none.
+    pub fn started_within(&self, first: u32) -> Option<Duration> {
+        let started = (first..self.created).map(|vm| self.page(vm, 0).started_ns.load(Relaxed));
+        let earliest_ns = started.clone().min().filter(|ns| *ns > 0)?;
+        Some(Duration::from_nanos(started.max()? - earliest_ns))
+    }
+
     /// Rounds of the workload's loop that each guest has done, its vCPUs together.
     pub fn iterations(&self) -> impl Iterator<Item = u64> {
         let of = |vm, vcpu| self.page(vm, vcpu).iterations.load(Relaxed);

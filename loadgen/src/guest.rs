@@ -42,6 +42,8 @@ const THREAD_STACK: usize = 64 << 10;
 
 /// What all guests of a fleet have in common; made before forking.
 pub(crate) struct Plan {
+    /// When the fleet was made.
+    begun: Instant,
     pub(crate) vms: u32,
     pub(crate) vcpus: u32,
     /// Threads of each guest that wait for the start.
@@ -91,6 +93,7 @@ impl Plan {
         let priority = Priority::new(&spec.controls);
         priority.check()?;
         Ok(Self {
+            begun: Instant::now(),
             vms: spec.vms,
             vcpus: spec.vcpus,
             threads: spec.threads(),
@@ -365,12 +368,16 @@ impl Guest<'_> {
             self.die(number, of_io(Step::Bind)(e));
         }
         if number == 0 {
-            let creation_ns = u64::try_from(self.forked.elapsed().as_nanos()).unwrap_or(u64::MAX);
-            page.creation_ns.store(creation_ns, Relaxed);
+            page.creation_ns.store(ns_since(self.forked), Relaxed);
         }
         if self.wait_for_start() == Order::Leave {
             return;
         }
+        if number == 0 {
+            page.started_ns.store(ns_since(self.plan.begun), Relaxed);
+        }
+        // None spins before all have come so far: thousands would take many seconds for a slice each.
+        thread::yield_now();
         loop {
             match vcpu.run() {
                 Ok(VcpuExit::IoOut(STOP_PORT, _)) => return,
@@ -413,6 +420,10 @@ fn set_slot(vm: &VmFd, slot: u32, gpa: u64, size: u64, memory: NonNull<u8>) -> R
     // SAFETY: the mapping lives as long as this process, and none of it is memory that Rust code takes for its
     // own: pages of atomics, the image, or what only the guest uses.
     unsafe { vm.set_user_memory_region(region) }.map_err(of_kvm(Step::SetMemory))
+}
+
+fn ns_since(instant: Instant) -> u64 {
+    u64::try_from(instant.elapsed().as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// A size in bytes as that of a mapping.

@@ -47,6 +47,8 @@ struct Summary {
     workload: String,
     create_s: f64,
     create_per_s: f64,
+    /// How far apart guests had a CPU for the first time; none if one has had none.
+    start_s: Option<f64>,
     run_s: f64,
     stop_s: f64,
     iterations: u64,
@@ -230,6 +232,7 @@ impl Summary {
             workload: workload.to_string(),
             create_s,
             create_per_s: per_second(fleet.vms(), create_s),
+            start_s: fleet.started_within(0).map(|within| within.as_secs_f64()),
             run_s: ran.as_secs_f64(),
             stop_s: stopped.duration.as_secs_f64(),
             iterations: 0,

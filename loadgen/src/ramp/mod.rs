@@ -347,6 +347,7 @@ impl Ramp<'_> {
             create_s: created_in.as_secs_f64(),
             create_p50_ns: p50,
             create_p99_ns: p99,
+            start_s: self.fleet.started_within(before).map(|within| within.as_secs_f64()),
             // The tools have not come yet.
             guest_bytes: self.guest_bytes(&from),
             available_bytes: now.available_bytes,

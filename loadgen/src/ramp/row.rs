@@ -19,6 +19,8 @@ pub(crate) struct Row {
     pub(crate) create_s: f64,
     pub(crate) create_p50_ns: u64,
     pub(crate) create_p99_ns: u64,
+    /// How far apart these had a CPU for the first time; none if one has had none.
+    pub(crate) start_s: Option<f64>,
     /// What is gone of the host's memory since the beginning, for each guest.
     pub(crate) guest_bytes: Option<i64>,
     pub(crate) available_bytes: Option<u64>,
@@ -46,6 +48,7 @@ impl Row {
             ("create_s", self.create_s.into()),
             ("create_p50_ns", self.create_p50_ns.into()),
             ("create_p99_ns", self.create_p99_ns.into()),
+            ("start_s", self.start_s.into()),
             ("guest_bytes", self.guest_bytes.into()),
             ("available_bytes", self.available_bytes.into()),
             ("cpu_some_percent", self.cpu_some_percent.into()),
@@ -171,6 +174,7 @@ mod tests {
             create_s: 0.5,
             create_p50_ns: 1_000_000,
             create_p99_ns: 9_000_000,
+            start_s: Some(0.1),
             guest_bytes: Some(250 << 10),
             available_bytes: Some(22 << 30),
             cpu_some_percent: Some(100.0),
