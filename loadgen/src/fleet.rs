@@ -22,18 +22,23 @@ use crate::memory::Memory;
 use crate::process::{self, Ended};
 use crate::record::{PAGE_SIZE, VcpuPage};
 use crate::room::{Each, Room};
-use crate::shared::Shared;
+use crate::shared::{Control, Shared};
 use crate::truth::{IoThread, MemoryTruth, OfVm, Truth};
 use crate::workload::Workload;
 
 /// How long the parent sleeps between looks at guests that are about to be ready.
 const SETTLE_POLL: Duration = Duration::from_millis(50);
+/// How long it takes until threads that have gone to sleep are no longer queued: so long, and so much for each.
+const SLEEP_DELAY: Duration = Duration::from_millis(5);
+const SLEEP_DELAY_PER_THREAD: Duration = Duration::from_micros(20);
 /// The same for guests that are about to leave: so long, and so much longer for each that is left. Each look
 /// costs the kernel a walk over all of them.
 const LEAVE_POLL: Duration = Duration::from_millis(1);
 const LEAVE_POLL_PER_GUEST: Duration = Duration::from_micros(5);
-/// Guests that are told to leave are killed when for this long none has left: twice the longest timer period.
+/// Guests that are told to leave are killed when for this long none has left: twice the longest timer period, and for
+/// each a few turns on a CPU, which all must have before the first is gone.
 const GRACE: Duration = Duration::from_secs(2);
+const GRACE_PER_GUEST: Duration = Duration::from_micros(500);
 
 /// What guests to make.
 #[derive(Clone, Debug)]
@@ -184,9 +189,19 @@ impl Fleet {
         process::check_single_threaded()?;
         let (start, before) = (Instant::now(), self.created);
         self.fork_guests(vms.min(self.plan.vms), progress)?;
-        self.wait_until_ready()?;
+        let threads = self.created * self.plan.threads;
+        self.wait_for(|control| control.settled.wait(threads, SETTLE_POLL))?;
         let pid = |vm| self.page(vm, 0).pid.load(Relaxed);
         self.cgroup.admit((before..self.created).map(|vm| (vm, pid(vm))))?;
+        self.shared.control().rest.open_for(self.created);
+        if before == 0 {
+            // What they have run beyond their share while they were created is forgotten when they have slept here:
+            // among thousands EEVDF would let them wait some seconds for each millisecond of that (place_entity of the
+            // kernel). Those that come later would wait for a turn to do so.
+            self.wait_for(|control| control.rested.wait(threads, SETTLE_POLL))?;
+            // Whoever sleeps with such a debt stays queued until the CPU has nothing better to do (DELAY_DEQUEUE).
+            thread::sleep(SLEEP_DELAY + SLEEP_DELAY_PER_THREAD * threads);
+        }
         self.cgroup.limit_cpu(before..self.created)?;
         self.creation += start.elapsed();
         Ok(())
@@ -307,7 +322,7 @@ impl Fleet {
         while self.living > 0 {
             if self.reap(true) > 0 {
                 last_left = Instant::now();
-            } else if last_left.elapsed() > GRACE {
+            } else if last_left.elapsed() > GRACE + GRACE_PER_GUEST * self.living {
                 killed = self.living;
                 self.kill();
             }
@@ -385,10 +400,9 @@ impl Fleet {
         Ok(())
     }
 
-    /// Waits until all threads are there.
-    fn wait_until_ready(&mut self) -> Result<()> {
-        let threads = self.created * self.plan.threads;
-        while !self.shared.control().settled.wait(threads, SETTLE_POLL) {
+    /// Waits until as many have come, or one has failed.
+    fn wait_for(&mut self, come: impl Fn(&Control) -> bool) -> Result<()> {
+        while !come(self.shared.control()) {
             self.reap(false);
             if let Some(failure) = self.failures.first() {
                 return Err(anyhow!("failed to create guests: {failure}"));

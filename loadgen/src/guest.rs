@@ -357,6 +357,10 @@ impl Guest<'_> {
     fn wait_for_start(&self) -> Order {
         let control = self.shared.control();
         control.settled.come();
+        if control.rest.wait(self.index) == Order::Leave {
+            return Order::Leave;
+        }
+        control.rested.come();
         control.run.wait(self.index)
     }
 

@@ -23,10 +23,14 @@ pub(crate) enum Order {
 /// What concerns all guests.
 #[repr(C)]
 pub(crate) struct Control {
+    /// Who shall sleep once more, now in the cgroup.
+    pub(crate) rest: Gate,
     /// Who may run.
     pub(crate) run: Gate,
     /// Threads of guests that are there.
     pub(crate) settled: Tally,
+    /// Threads of guests that are about to sleep once more.
+    pub(crate) rested: Tally,
 }
 
 /// How many of the guests, in the order of their numbers, may go on; or [`LEAVE`]. A futex.
@@ -151,6 +155,7 @@ pub(crate) fn map_side_by_side(parts: [(*mut u8, usize); 2]) -> io::Result<NonNu
 impl Control {
     /// The parent: tells all guests that wait to leave; of no effect on those that run.
     pub(crate) fn leave(&self) {
+        self.rest.open_for(LEAVE);
         self.run.open_for(LEAVE);
     }
 }
