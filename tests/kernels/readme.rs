@@ -20,16 +20,19 @@ fn output(tool: &str, args: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// True if a column of its CSV has a value in any row.
-fn fills(tool: &str, args: &[&str], column: &str, value: &str) -> bool {
+/// True if each of these columns of its CSV has this value in any row; any at all where none is given.
+fn fills(tool: &str, args: &[&str], columns: &[(&str, &str)]) -> bool {
     let rows = csv_rows(&output(tool, &[args, &["--csv"]].concat()));
-    rows.iter().any(|row| !row[column].is_empty() && (value.is_empty() || row[column] == value))
+    columns.iter().all(|(column, value)| {
+        rows.iter()
+            .any(|row| !row[*column].is_empty() && (value.is_empty() || row[*column] == *value))
+    })
 }
 
-/// The same of ksmstat's rows of processes, of which there is one.
+/// The same of a column of ksmstat's rows of processes, of which there is one.
 fn fills_process(args: &[&str], column: &str) -> bool {
     let _memory = Mergeable::start(&[23]);
-    fills(KSMSTAT, &[&["--by", "process"], args].concat(), column, "")
+    fills(KSMSTAT, &[&["--by", "process"], args].concat(), &[(column, "")])
 }
 
 fn guests_run(workload: &str) -> bool {
@@ -44,29 +47,32 @@ const WORKLOADS: [&str; 2] = ["idle=100", "exits=pio:1000000@200,mmio:1000000@10
 type Probe = (&'static str, fn() -> bool);
 
 const PROBES: [Probe; 16] = [
-    ("`runqlat`: waits, of which VM", || fills(RUNQLAT, &["--by", "vm"], "vm", "loadgen-0001")),
-    ("`runqlat`: woken or preempted, moved waits whole", || fills(RUNQLAT, &[], "preempted", "")),
-    ("`kvmexits`: exits from guest mode", || fills(KVMEXITS, &[], "kind", "hardware")),
+    ("`runqlat`: waits, of which VM", || {
+        fills(RUNQLAT, &["--by", "vm"], &[("vm", "loadgen-0001")])
+    }),
+    ("`runqlat`: woken or preempted, moved waits whole", || {
+        fills(RUNQLAT, &[], &[("preempted", "")])
+    }),
+    ("`kvmexits`: exits from guest mode", || fills(KVMEXITS, &[], &[("kind", "hardware")])),
     ("`kvmexits`: exits to userspace, by VM and vCPU", || {
-        fills(KVMEXITS, &["--by", "vcpu,reason"], "reason", "KVM_EXIT_IO")
-            && fills(KVMEXITS, &["--by", "vcpu"], "vcpu", "0")
+        let columns = [("reason", "KVM_EXIT_IO"), ("vm", "loadgen-0001"), ("vcpu", "0")];
+        fills(KVMEXITS, &["--by", "vcpu,reason"], &columns)
     }),
     ("`kvmexits --detail`", || {
-        fills(KVMEXITS, &["--detail"], "detail", "out port 0xf5")
-            && fills(KVMEXITS, &["--detail"], "detail", "in port 0xf5")
-            && fills(KVMEXITS, &["--detail"], "detail", "write 0xd0000000")
+        let details = ["out port 0xf5", "in port 0xf5", "write 0xd0000000"];
+        fills(KVMEXITS, &["--detail"], &details.map(|detail| ("detail", detail)))
     }),
     ("`kvmexits --slower`", || output(KVMEXITS, &["--slower", "0.1"]).contains("loadgen-0001/0")),
     ("`kvmexits --stacks`", || output(KVMEXITS, &["--stacks"]).contains("ioctl;KVM_EXIT_IO ")),
     ("`vcpulag`: where vCPUs' time goes, and who ran instead", || {
-        fills(VCPULAG, &[], "vcpu", "0") && fills(VCPULAG, &[], "culprit", "")
+        fills(VCPULAG, &[], &[("vcpu", "0"), ("culprit", "")])
     }),
     ("`ksmstat`: what is saved, and ksmd's time", || {
-        fills(KSMSTAT, &[], "profit_bytes", "") && fills(KSMSTAT, &[], "scan_ns", "")
+        fills(KSMSTAT, &[], &[("profit_bytes", ""), ("scan_ns", "")])
     }),
     ("`ksmstat`: merged pages of processes", || fills_process(&[], "merging_pages")),
     ("`ksmstat`: merges and failures, by process", || {
-        fills(KSMSTAT, &[], "merged", "") && fills_process(&[], "merged")
+        fills(KSMSTAT, &[], &[("merged", "")]) && fills_process(&[], "merged")
     }),
     ("`ksmstat --why`: what hinders merging", || {
         output(KSMSTAT, &["--why", "--json"]).contains("{\"cause\":")
