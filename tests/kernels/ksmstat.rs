@@ -240,7 +240,7 @@ fn writes_to_merged_pages_are_their_processes() {
     // Both have the same name, and write from the same place.
     let folded: Vec<&str> = stacks.stdout.lines().collect();
     assert_eq!(folded.len(), 1, "{}", stacks.stdout);
-    for part in ["mergeable::child;", "_[k];do_wp_page_[k] 90"] {
+    for part in ["mergeable::live;", "_[k];do_wp_page_[k] 90"] {
         assert!(folded[0].contains(part), "{part}: {}", folded[0]);
     }
 }
