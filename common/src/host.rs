@@ -135,6 +135,13 @@ pub fn threads() -> Result<u64> {
     total.and_then(|(_, total)| total.parse().ok()).context("failed to parse `/proc/loadavg`")
 }
 
+/// True if there is no process or thread with this ID. Cheap enough to be asked of thousands.
+pub fn is_gone(id: i32) -> bool {
+    // SAFETY: signal 0 is not sent; whoever has the ID is not touched.
+    let asked = unsafe { libc::kill(id, 0) };
+    asked != 0 && io::Error::last_os_error().raw_os_error() == Some(libc::ESRCH)
+}
+
 /// Sends libbpf's messages to standard error, or nowhere.
 pub fn show_libbpf_messages(show: bool) {
     // libbpf's callback must not panic, so it cannot be eprint.

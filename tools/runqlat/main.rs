@@ -126,6 +126,7 @@ fn run(args: Args) -> Result<ExitCode> {
     let (mut earlier, mut names, mut lost) = (Earlier::default(), Names::default(), 0);
     loop {
         let more = ticker.wait(&stop);
+        let gone = tracer.gone(&earlier);
         let reading = tracer.read()?;
         let rows = rows::rows(
             wanted.by,
@@ -143,7 +144,7 @@ fn run(args: Args) -> Result<ExitCode> {
         report.interval(&mut out, &reading.interval, &rows, &reading.losses)?;
         out.flush()?;
         names.end_interval();
-        tracer.make_room(&reading.elements, &mut earlier)?;
+        tracer.forget(&gone, &mut earlier)?;
         lost += reading.losses.lost;
         if report.format != Format::Text {
             reading.losses.warning().iter().for_each(|line| session::complain("runqlat", line));

@@ -1,6 +1,6 @@
 //! From the kernel's counters to rows: what was added since the last read, gathered by key. Pure.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use common::hist::Octave;
 
@@ -49,34 +49,31 @@ pub struct Waiting {
 
 /// What was read last, to be subtracted from what is read next.
 #[derive(Default)]
-pub struct Earlier(HashMap<(u64, u32, u32), Last>);
-
-#[derive(Default)]
-struct Last {
-    counts: Counts,
-    /// Whether it had changed then.
-    changed: bool,
-}
+pub struct Earlier(HashMap<(u64, u32, u32), Counts>);
 
 impl Earlier {
     /// What an element has counted since it was read last.
     fn since(&mut self, element: &Element) -> Counts {
         let earlier = self.0.entry((element.id, element.part, element.octave)).or_default();
-        let (now, before) = (&element.counts, &earlier.counts);
+        let (now, before) = (&element.counts, &*earlier);
         let since = Counts {
             octave: now.octave.since(&before.octave),
             preempted: now.preempted - before.preempted,
             start_unseen: now.start_unseen - before.start_unseen,
         };
-        *earlier = Last { counts: now.clone(), changed: now != before };
+        *earlier = now.clone();
         since
     }
 
-    /// Forgets elements that had not changed when they were read last and whose task is gone. Returns their IDs and
-    /// octaves.
-    pub fn forget(&mut self, gone: impl Fn(u64) -> bool) -> Vec<(u64, u32)> {
-        let forgotten = |(id, _, _): &(u64, u32, u32), last: &mut Last| !last.changed && gone(*id);
-        self.0.extract_if(forgotten).map(|((id, _, octave), _)| (id, octave)).collect()
+    /// The IDs of all elements.
+    pub fn ids(&self) -> HashSet<u64> {
+        self.0.keys().map(|(id, _, _)| *id).collect()
+    }
+
+    /// Forgets elements of these. Returns their IDs and octaves.
+    pub fn forget(&mut self, gone: &HashSet<u64>) -> Vec<(u64, u32)> {
+        let forgotten = self.0.extract_if(|(id, _, _), _| gone.contains(id));
+        forgotten.map(|((id, _, octave), _)| (id, octave)).collect()
     }
 }
 
@@ -176,14 +173,18 @@ mod tests {
     }
 
     #[test]
-    fn only_who_is_gone_and_was_idle_is_forgotten() {
+    fn only_who_is_gone_is_forgotten() {
         let mut earlier = Earlier::default();
-        let at_first = [element(1, 1, 0, "a"), element(2, 1, 0, "b"), element(3, 1, 0, "c")];
-        rows_by(By::Process, &at_first, &[], &mut earlier);
-        assert!(earlier.forget(|_| true).is_empty(), "all have just changed");
-        let then = [element(1, 1, 0, "a"), element(2, 2, 0, "b"), element(3, 1, 0, "c")];
-        rows_by(By::Process, &then, &[], &mut earlier);
-        assert_eq!(earlier.forget(|id| id != 3), [(1, 6)], "2 has changed, 3 lives");
+        let elements = [element(1, 2, 0, "a"), element(2, 1, 0, "b")];
+        rows_by(By::Process, &elements, &[], &mut earlier);
+        assert_eq!(earlier.ids(), HashSet::from([1, 2]));
+        assert_eq!(earlier.forget(&HashSet::from([1, 3])), [(1, 6)]);
+        let again = rows_by(By::Process, &elements, &[], &mut earlier);
+        assert_eq!(
+            (again.len(), again[0].hist.count()),
+            (1, 2),
+            "another one with the ID of the first"
+        );
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! runqlat's BPF program: opened, told what to do, loaded, attached, and read.
 
+use std::collections::HashSet;
 use std::io::Read as _;
 use std::mem::{MaybeUninit, size_of};
-use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result};
@@ -231,17 +231,23 @@ impl<'obj> Tracer<'obj> {
             .collect()
     }
 
-    /// Where tasks come and go, the table fills up: deletes what belongs to those that are gone and has been read.
-    pub fn make_room(&mut self, elements: &[Element], earlier: &mut Earlier) -> Result<()> {
-        let keyed = &self.skel.maps.keyed;
-        if 2 * elements.len() < keyed.max_entries() as usize {
-            return Ok(());
-        }
-        let by = self.by;
-        for (id, octave) in earlier.forget(|id| is_gone(by, id)) {
+    /// Tasks that have had waits and are gone by now. What is read after this has their last ones.
+    pub fn gone(&self, earlier: &Earlier) -> HashSet<u64> {
+        let task = |id: u64| match self.by {
+            By::Process | By::Vm => Some((id >> 32) as i32),
+            By::Thread => Some(id as u32 as i32),
+            By::Nothing | By::Cpu | By::PidNs => None,
+        };
+        earlier.ids().into_iter().filter(|id| task(*id).is_some_and(host::is_gone)).collect()
+    }
+
+    /// Deletes what belongs to tasks that are gone, so that what they take does not outlive them by much.
+    pub fn forget(&mut self, gone: &HashSet<u64>, earlier: &mut Earlier) -> Result<()> {
+        for (id, octave) in earlier.forget(gone) {
             let key = types::waits_key { id, octave, ..types::waits_key::default() };
             // SAFETY: repr(C), with its padding a field of its own.
             let key = unsafe { plain::as_bytes(&key) };
+            let keyed = &self.skel.maps.keyed;
             keyed.delete(key).context("failed to delete from map `keyed`")?;
             self.deleted += 1;
         }
@@ -329,16 +335,6 @@ fn set_knobs(open: &mut OpenRunqlatSkel<'_>, wanted: &Wanted, cpus: u32) -> Resu
         }
     }
     Ok(())
-}
-
-/// True if the task of an element has ended: nothing more will be counted there.
-fn is_gone(by: By, id: u64) -> bool {
-    let (tgid, tid) = (id >> 32, id as u32);
-    match by {
-        By::Process | By::Vm => !Path::new(&format!("/proc/{tgid}")).exists(),
-        By::Thread => !Path::new(&format!("/proc/{tgid}/task/{tid}")).exists(),
-        By::Nothing | By::Cpu | By::PidNs => false,
-    }
 }
 
 fn counts(waits: &types::waits) -> Counts {
