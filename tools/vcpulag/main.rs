@@ -8,7 +8,7 @@ mod slow;
 mod stacks;
 mod trace;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::{BufWriter, Write as _, stdout};
 use std::mem::MaybeUninit;
 use std::process::ExitCode;
@@ -160,7 +160,12 @@ fn run(args: Args) -> Result<ExitCode> {
 
     let (mut earlier, mut lost) = (Earlier::default(), 0);
     loop {
-        let more = ticker.wait_working(&stop, SETTLE_PERIOD, || tracer.settle())?;
+        let mut gone = HashSet::new();
+        let more = ticker.wait_working(&stop, SETTLE_PERIOD, || {
+            // In this order: who is gone then is blamed for nothing any more.
+            gone = trace::gone(earlier.culprits());
+            tracer.settle()
+        })?;
         let (interval, reading, losses) = tracer.read()?;
         let rows = rows::rows(report.by_vm, &reading, &mut earlier);
         let rows = named(rows, &mut names);
@@ -175,7 +180,7 @@ fn run(args: Args) -> Result<ExitCode> {
         }
         out.flush()?;
         names.end_interval();
-        tracer.forget(&reading, &mut earlier)?;
+        tracer.forget(&reading, &gone, &mut earlier)?;
         lost += losses.lost();
         if report.format != Format::Text || stacks.is_some() {
             losses.warnings().iter().for_each(|line| session::complain("vcpulag", line));

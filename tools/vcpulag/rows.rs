@@ -332,11 +332,17 @@ pub fn rows(by_vm: bool, reading: &Reading, earlier: &mut Earlier) -> Vec<Row> {
 }
 
 impl Earlier {
-    /// Forgets vCPUs whose threads have ended, by their processes' starts and thread IDs.
-    pub fn forget(&mut self, ended: &HashSet<(u64, i32)>) {
+    /// The processes of all culprits.
+    pub fn culprits(&self) -> HashSet<i32> {
+        self.pairs.keys().map(|(_, culprit)| *culprit).collect()
+    }
+
+    /// Forgets vCPUs whose threads have ended, by their processes' starts and thread IDs, and culprits that are gone, by
+    /// their processes.
+    pub fn forget(&mut self, ended: &HashSet<(u64, i32)>, gone: &HashSet<i32>) {
         self.times.retain(|id, _| !ended.contains(id));
         self.waits.retain(|(id, _), _| !ended.contains(id));
-        self.pairs.retain(|(victim, _), _| !ended.contains(victim));
+        self.pairs.retain(|(victim, pid), _| !ended.contains(victim) && !gone.contains(pid));
     }
 }
 
@@ -468,10 +474,24 @@ mod tests {
         rows(false, &at(run(100), 50, 70, false), &mut earlier);
         let last = &rows(false, &at(run(130), 60, 90, true), &mut earlier)[0];
         assert_eq!((last.times.run_ns, last.waits.count(), last.culprits[0].1), (30, 10, 20));
-        earlier.forget(&HashSet::from([id(vcpu)]));
+        earlier.forget(&HashSet::from([id(vcpu)]), &HashSet::new());
         // The next thread of this process with this ID has all of its own.
         let next = &rows(false, &at(run(40), 3, 5, false), &mut earlier)[0];
         assert_eq!((next.times.run_ns, next.waits.count(), next.culprits[0].1), (40, 3, 5));
+    }
+
+    #[test]
+    fn a_culprit_that_is_gone_begins_at_0_if_its_pid_comes_back() {
+        let mut earlier = Earlier::default();
+        let vcpu = thread(VM, 7);
+        let at = |ns| Reading {
+            pairs: vec![pair(vcpu, culprit(Kind::Task, 9, "backup"), ns)],
+            ..reading(&[sample(vcpu, Times::default())])
+        };
+        rows(false, &at(70), &mut earlier);
+        assert_eq!(earlier.culprits(), HashSet::from([9]));
+        earlier.forget(&HashSet::new(), &HashSet::from([9]));
+        assert_eq!(rows(false, &at(5), &mut earlier)[0].culprits[0].1, 5);
     }
 
     #[test]
@@ -480,7 +500,7 @@ mod tests {
         let (dead, alive) = (thread(VM, 7), thread(OTHER, 7));
         let times = Times { run_ns: 100, ..Times::default() };
         rows(false, &reading(&[sample(dead, times), sample(alive, times)]), &mut earlier);
-        earlier.forget(&HashSet::from([id(dead)]));
+        earlier.forget(&HashSet::from([id(dead)]), &HashSet::new());
         let rows = rows(false, &reading(&[sample(alive, times)]), &mut earlier);
         assert_eq!((rows.len(), rows[0].times), (1, Times::default()));
     }

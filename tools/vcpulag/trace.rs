@@ -151,12 +151,17 @@ impl<'obj> Tracer<'obj> {
         Ok((interval, reading, self.new_losses()?))
     }
 
-    /// Forgets vCPUs whose threads have ended, now that they have been read.
-    pub fn forget(&mut self, reading: &Reading, earlier: &mut Earlier) -> Result<()> {
+    /// Forgets vCPUs whose threads have ended, and culprits that had gone, now that they have been read.
+    pub fn forget(
+        &mut self,
+        reading: &Reading,
+        gone: &HashSet<i32>,
+        earlier: &mut Earlier,
+    ) -> Result<()> {
         let ended = reading.samples.iter().filter(|sample| sample.ended);
         let ended: HashSet<(u64, i32)> =
             ended.map(|sample| (sample.thread.vm.start_boottime_ns, sample.thread.tid)).collect();
-        if ended.is_empty() {
+        if ended.is_empty() && gone.is_empty() {
             return Ok(());
         }
         let maps = &self.skel.maps;
@@ -174,7 +179,9 @@ impl<'obj> Tracer<'obj> {
             let key = unsafe { plain::as_bytes(&key) };
             maps.waits.delete(key).context("failed to delete from map `waits`")?;
         }
-        for pair in reading.pairs.iter().filter(|pair| ended.contains(&pair.victim)) {
+        let is_over =
+            |pair: &&PairElement| ended.contains(&pair.victim) || gone.contains(&pair.culprit.pid);
+        for pair in reading.pairs.iter().filter(is_over) {
             let key = types::pair_key {
                 victim_tid: pair.victim.1.cast_unsigned(),
                 culprit_tgid: pair.culprit.pid.cast_unsigned(),
@@ -184,7 +191,7 @@ impl<'obj> Tracer<'obj> {
             maps.pairs.delete(key).context("failed to delete from map `pairs`")?;
         }
         self.bss_mut()?.pairs_full = false;
-        earlier.forget(&ended);
+        earlier.forget(&ended, gone);
         Ok(())
     }
 
@@ -195,8 +202,9 @@ impl<'obj> Tracer<'obj> {
             return Ok(());
         }
         let (waits, pairs) = (self.read_waits()?, self.read_pairs()?);
+        let gone = gone(pairs.iter().map(|pair| pair.culprit.pid).collect());
         let reading = Reading { epoch: self.epoch, samples, waits, pairs };
-        self.forget(&reading, &mut Earlier::default())
+        self.forget(&reading, &gone, &mut Earlier::default())
     }
 
     /// Hands over the long waits that have ended.
@@ -297,6 +305,13 @@ impl<'obj> Tracer<'obj> {
         };
         Ok(pairs.iter().map(element).collect())
     }
+}
+
+/// Of these processes those that are gone.
+pub fn gone(mut pids: HashSet<i32>) -> HashSet<i32> {
+    // 0 stands for interrupts.
+    pids.retain(|pid| *pid != 0 && host::is_gone(*pid));
+    pids
 }
 
 fn attach(skel: &VcpulagSkel<'_>) -> Result<Vec<Link>> {
