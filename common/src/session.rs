@@ -88,7 +88,8 @@ fn is_closed_pipe(err: &anyhow::Error) -> bool {
     })
 }
 
-fn is_ignored(signal: i32) -> bool {
+/// True if this process has been told to ignore a signal, as nohup(1) does with SIGHUP.
+pub fn is_ignored(signal: i32) -> bool {
     let mut action = std::mem::MaybeUninit::<libc::sigaction>::zeroed();
     // SAFETY: with no new action this only writes the current one; all zeroes is a valid sigaction.
     unsafe {

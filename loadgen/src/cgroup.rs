@@ -3,7 +3,6 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -132,12 +131,12 @@ impl Cgroup {
     }
 
     /// Makes a guest's own cgroup, if guests have one.
-    pub(crate) fn add_guest(&self, index: u32) -> Result<()> {
+    pub(crate) fn add_guest(&self, number: u32) -> Result<()> {
         if !self.controls.hold_each_guest() {
             return Ok(());
         }
         for dir in &self.dirs {
-            let path = dir.of_guest(index);
+            let path = dir.of_guest(number);
             fs::create_dir(&path).map_err(|e| refused(&path, "limits", &e))?;
             if let Some(bytes) = self.controls.memory_max_bytes
                 && dir.has_memory
@@ -149,51 +148,65 @@ impl Cgroup {
         Ok(())
     }
 
-    /// Gives guests, which have been created, and the fleet their share of the CPUs. Not before: at so low a weight, and
-    /// with a quota, creation would starve as soon as the host has anything else to do.
-    pub(crate) fn limit_cpu(&self, mut guests: Range<u32>) -> Result<()> {
+    /// Gives the fleet its share of the CPUs, when guests have been created. Not before: at so low a weight, and with a
+    /// quota, creation would starve as soon as the host has anything else to do.
+    pub(crate) fn limit_cpu(&self) -> Result<()> {
         for dir in self.dirs.iter().filter(|dir| dir.has_cpu) {
             Weight::of(&self.controls)
                 .set(&dir.path, dir.version)
                 .map_err(|e| refused(&dir.path, "a CPU weight", &e))?;
-            let set = |path: &Path, percent: u32| {
-                quota::set(path, dir.version, percent)
-                    .map_err(|e| refused(path, &format!("a quota of {percent} % of a CPU"), &e))
-            };
-            // The fleet's first: in v1 nobody's may be above its parent's (tg_cfs_schedulable_down of the kernel).
             if let Some(percent) = self.controls.fleet_cpu_max_percent {
-                set(&dir.path, percent)?;
-            }
-            if let Some(percent) = self.controls.cpu_max_percent {
-                guests.try_for_each(|index| set(&dir.of_guest(index), percent))?;
+                set_quota(&dir.path, dir.version, percent)?;
             }
         }
         Ok(())
     }
 
-    /// Lets as many guests leave as if they had no quota, and were not idle: leaving is no part of the load. If that
-    /// fails it takes longer.
-    pub(crate) fn lift_cpu(&self, guests: u32) {
-        for dir in self.dirs.iter().filter(|dir| dir.has_cpu) {
-            lift(&dir.path, dir.version);
-            if self.controls.cpu_max_percent.is_some() {
-                (0..guests).for_each(|index| lift(&dir.of_guest(index), dir.version));
-            }
+    /// The same for a guest; after the fleet, as in v1 nobody's quota may be above its parent's
+    /// (tg_cfs_schedulable_down of the kernel).
+    pub(crate) fn limit_cpu_of(&self, number: u32) -> Result<()> {
+        let Some(percent) = self.controls.cpu_max_percent else { return Ok(()) };
+        let mut dirs = self.dirs.iter().filter(|dir| dir.has_cpu);
+        dirs.try_for_each(|dir| set_quota(&dir.of_guest(number), dir.version, percent))
+    }
+
+    /// Lets guests leave as if the fleet had no quota, and was not idle: leaving is no part of the load. If that fails it
+    /// takes longer.
+    pub(crate) fn lift_cpu(&self) {
+        self.dirs.iter().filter(|dir| dir.has_cpu).for_each(|dir| lift(&dir.path, dir.version));
+    }
+
+    /// The same for the quota of a guest.
+    pub(crate) fn lift_cpu_of(&self, number: u32) {
+        if self.controls.cpu_max_percent.is_some() {
+            let dirs = self.dirs.iter().filter(|dir| dir.has_cpu);
+            dirs.for_each(|dir| lift(&dir.of_guest(number), dir.version));
         }
     }
 
     /// How long a guest has been out of quota, on all CPUs together; none if it has no quota of its own.
-    pub(crate) fn throttled_ns(&self, index: u32) -> Option<u64> {
+    pub(crate) fn throttled_ns(&self, number: u32) -> Option<u64> {
         self.controls.cpu_max_percent?;
         let dir = self.dirs.iter().find(|dir| dir.has_cpu)?;
-        quota::throttled_ns(&dir.of_guest(index))
+        quota::throttled_ns(&dir.of_guest(number))
+    }
+
+    /// Removes a guest's own cgroup, if it had one; false if the kernel is not done with it yet, as with the thread that
+    /// KVM had for the guest.
+    pub(crate) fn remove_guest(&self, number: u32) -> bool {
+        let is_gone = |dir: &Dir| match fs::remove_dir(dir.of_guest(number)) {
+            Err(e) => e.kind() == io::ErrorKind::NotFound,
+            Ok(()) => true,
+        };
+        !self.controls.hold_each_guest()
+            || self.dirs.iter().filter(|dir| !is_gone(dir)).count() == 0
     }
 
     /// The memory limit for which the kernel has killed a guest, in words; none if it has not. Of a guest without a
     /// cgroup of its own it is known only that it was this one or another.
-    pub(crate) fn memory_kill(&self, index: u32) -> Option<String> {
+    pub(crate) fn memory_kill(&self, number: u32) -> Option<String> {
         let dir = self.dirs.iter().find(|dir| dir.has_memory)?;
-        let own = dir.of_guest(index);
+        let own = dir.of_guest(number);
         let kills = memory_max::kills(&own, dir.version)
             .or_else(|| memory_max::kills(&dir.path, dir.version));
         if kills? == 0 {
@@ -215,9 +228,9 @@ impl Cgroup {
 
     /// The calling process, which is this guest, joins what has memory limits, before it allocates anything: memory
     /// belongs to where one is at that moment. For all else see [`Cgroup::admit`].
-    pub(crate) fn join_for_memory(&self, index: u32) -> io::Result<()> {
+    pub(crate) fn join_for_memory(&self, number: u32) -> io::Result<()> {
         for dir in self.dirs.iter().filter(|dir| dir.has_memory) {
-            dir.open_procs(self.guest_of(index))?.write_all(b"0")?;
+            dir.open_procs(self.guest_of(number))?.write_all(b"0")?;
         }
         Ok(())
     }
@@ -288,14 +301,19 @@ impl Dir {
     }
 
     /// The guest's own directory, if guests have one.
-    fn of_guest(&self, index: u32) -> PathBuf {
-        self.path.join(guest::name(index))
+    fn of_guest(&self, number: u32) -> PathBuf {
+        self.path.join(guest::name(number))
     }
 
     /// Lets guests' own cgroups have a controller that the fleet's has; false if they cannot.
     fn enable_below(&self, controller: Controller) -> bool {
         self.version == Version::V1 || controller.switch_on(&self.path)
     }
+}
+
+fn set_quota(dir: &Path, version: Version, percent: u32) -> Result<()> {
+    quota::set(dir, version, percent)
+        .map_err(|e| refused(dir, &format!("a quota of {percent} % of a CPU"), &e))
 }
 
 /// Takes away what keeps those in a cgroup from running, if it has anything of that kind.

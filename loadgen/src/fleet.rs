@@ -1,5 +1,7 @@
 //! A fleet of guests: creates them all, starts them together, and takes them down again.
 
+mod churn;
+
 use std::io;
 use std::ops::ControlFlow;
 use std::os::fd::AsRawFd as _;
@@ -25,6 +27,8 @@ use crate::room::{Each, Room};
 use crate::shared::{Control, Shared};
 use crate::truth::{IoThread, MemoryTruth, OfVm, Truth};
 use crate::workload::Workload;
+use churn::Turnover;
+pub use churn::{ChurnRate, Churned};
 
 /// How long the parent sleeps between looks at guests that are about to be ready.
 const SETTLE_POLL: Duration = Duration::from_millis(50);
@@ -106,11 +110,13 @@ pub struct Fleet {
     /// The process group of the guests, which is the first guest's PID; 0 before there is one.
     group: libc::pid_t,
     created: u32,
+    /// Guests ever created, with those that have been replaced: the number of the next one.
+    numbers: u32,
     living: u32,
+    /// Those that come and go.
+    turnover: Turnover,
     failures: Vec<String>,
     warning: Option<String>,
-    /// How long each guest was out of quota, read at the end; empty before.
-    throttled_ns: Vec<Option<u64>>,
     creation: Duration,
 }
 
@@ -170,10 +176,11 @@ impl Fleet {
             janitor: Some(janitor),
             group: 0,
             created: 0,
+            numbers: 0,
             living: 0,
+            turnover: Turnover::default(),
             failures: Vec::new(),
             warning: None,
-            throttled_ns: Vec::new(),
             creation: Duration::ZERO,
         };
         fleet.cgroup.prepare()?;
@@ -187,14 +194,14 @@ impl Fleet {
     /// failures as for [`Fleet::create`].
     pub fn grow(&mut self, vms: u32, progress: impl FnMut(u32) -> ControlFlow<()>) -> Result<()> {
         process::check_single_threaded()?;
-        let (start, before) = (Instant::now(), self.created);
+        let (start, there) = (Instant::now(), self.created);
         self.fork_guests(vms.min(self.plan.vms), progress)?;
-        let threads = self.created * self.plan.threads;
+        let threads = self.numbers * self.plan.threads;
         self.wait_for(|control| control.settled.wait(threads, SETTLE_POLL))?;
-        let pid = |vm| self.page(vm, 0).pid.load(Relaxed);
-        self.cgroup.admit((before..self.created).map(|vm| (vm, pid(vm))))?;
-        self.shared.control().rest.open_for(self.created);
-        if before == 0 {
+        self.admit_ready()?;
+        self.admit(there..self.created)?;
+        self.shared.control().rest.open_for(self.numbers);
+        if there == 0 {
             // What they have run beyond their share while they were created is forgotten when they have slept here:
             // among thousands EEVDF would let them wait some seconds for each millisecond of that (place_entity of the
             // kernel). Those that come later would wait for a turn to do so.
@@ -202,22 +209,23 @@ impl Fleet {
             // Whoever sleeps with such a debt stays queued until the CPU has nothing better to do (DELAY_DEQUEUE).
             thread::sleep(SLEEP_DELAY + SLEEP_DELAY_PER_THREAD * threads);
         }
-        self.cgroup.limit_cpu(before..self.created)?;
+        self.cgroup.limit_cpu()?;
+        (there..self.created).try_for_each(|vm| self.cgroup.limit_cpu_of(self.number(vm)))?;
         self.creation += start.elapsed();
         Ok(())
     }
 
     /// Lets all guests that have been created run, at once.
     pub fn start(&self) {
-        self.shared.control().run.open_for(self.created);
+        self.shared.control().run.open_for(self.numbers);
     }
 
-    /// Number of guests created.
+    /// Number of guests: those that have been replaced do not count.
     pub fn vms(&self) -> u32 {
         self.created
     }
 
-    /// Number of vCPUs of all guests created.
+    /// Number of vCPUs of all guests.
     pub fn vcpus(&self) -> u32 {
         self.created * self.plan.vcpus
     }
@@ -233,17 +241,21 @@ impl Fleet {
     }
 
     /// How far apart guests had a CPU for the first time after they were let run, of those with this number (from 0) and
-    /// above; none as long as one of them has had none.
+    /// above; none as long as one of them has had none, or after guests have been replaced.
     pub fn started_within(&self, first: u32) -> Option<Duration> {
+        if self.numbers > self.created {
+            return None;
+        }
         let started = (first..self.created).map(|vm| self.page(vm, 0).started_ns.load(Relaxed));
         let earliest_ns = started.clone().min().filter(|ns| *ns > 0)?;
         Some(Duration::from_nanos(started.max()? - earliest_ns))
     }
 
-    /// Rounds of the workload's loop that each guest has done, its vCPUs together.
-    pub fn iterations(&self) -> impl Iterator<Item = u64> {
+    /// The number of each guest, and how many rounds of the workload's loop it has done, its vCPUs together.
+    pub fn iterations(&self) -> impl Iterator<Item = (u32, u64)> {
         let of = |vm, vcpu| self.page(vm, vcpu).iterations.load(Relaxed);
-        (0..self.created).map(move |vm| (0..self.plan.vcpus).map(|vcpu| of(vm, vcpu)).sum())
+        let all = move |vm| (0..self.plan.vcpus).map(|vcpu| of(vm, vcpu)).sum();
+        (0..self.created).map(move |vm| (self.number(vm), all(vm)))
     }
 
     /// A sentence about what this host did not allow, if anything.
@@ -254,7 +266,7 @@ impl Fleet {
     /// True if no guest is left: all are done, or have failed.
     pub fn is_over(&mut self) -> bool {
         self.reap(false);
-        self.living == 0
+        self.living == 0 && !self.turnover.has_free()
     }
 
     /// A sentence for each guest that has ended without being told to: which, and why.
@@ -263,30 +275,17 @@ impl Fleet {
         &self.failures
     }
 
-    /// What every vCPU has counted up to now; before the start, during the run or after the end.
+    /// What every vCPU has counted up to now; before the start, during the run or after the end. Guests that have been
+    /// replaced are not in it.
     pub fn truth(&self) -> impl Iterator<Item = Truth> {
-        let vcpus = self.plan.vcpus;
         let expected = self.expected();
-        (0..self.vcpus()).map(move |index| {
-            let (vm, vcpu) = (index / vcpus, index % vcpus);
-            let first = self.page(vm, 0);
-            let of_vm = OfVm {
-                index: vm,
-                pid: first.pid.load(Relaxed),
-                workload: self.plan.workload,
-                has_steal: self.plan.steal,
-                throttled_ns: self.throttled_ns.get(vm as usize).copied().flatten(),
-                io_thread: self.plan.io_thread_percent.map(|_| IoThread::read(first)),
-                memory: self.memory_of(vm, expected),
-            };
-            Truth::read(self.page(vm, vcpu), vcpu, &of_vm)
-        })
+        self.guests().flat_map(move |vm| self.truth_of(vm, expected))
     }
 
     /// The memory of each guest, if it was filled.
     pub fn memory(&self) -> impl Iterator<Item = MemoryTruth> {
         let expected = self.expected();
-        (0..self.created).filter_map(move |vm| self.memory_of(vm, expected))
+        self.guests().filter_map(move |vm| self.memory_of(vm, expected))
     }
 
     /// Asks each guest to rewrite [`Memory::pages_per_signal`] pages more.
@@ -310,13 +309,9 @@ impl Fleet {
     pub fn stop(&mut self) -> Stopped {
         let start = Instant::now();
         self.reap(false);
-        for vm in 0..self.created {
-            for vcpu in 0..self.plan.vcpus {
-                self.page(vm, vcpu).stop.store(1, Relaxed);
-            }
-        }
+        (0..self.created).for_each(|vm| self.tell_to_leave(vm));
         self.shared.control().leave();
-        self.cgroup.lift_cpu(self.created);
+        self.cgroup.lift_cpu();
         let mut killed = 0;
         let mut last_left = start;
         while self.living > 0 {
@@ -330,7 +325,6 @@ impl Fleet {
                 thread::sleep(LEAVE_POLL + LEAVE_POLL_PER_GUEST * self.living);
             }
         }
-        self.throttled_ns = (0..self.created).map(|vm| self.cgroup.throttled_ns(vm)).collect();
         Stopped { killed, duration: start.elapsed() }
     }
 
@@ -350,6 +344,25 @@ impl Fleet {
         ksm::Expected::on_this_host(self.created, memory.pages())
     }
 
+    /// What each vCPU of a guest has counted.
+    fn truth_of(
+        &self,
+        vm: u32,
+        expected: Option<ksm::Expected>,
+    ) -> impl Iterator<Item = Truth> + use<'_> {
+        let first = self.page(vm, 0);
+        let of_vm = OfVm {
+            number: self.number(vm),
+            pid: first.pid.load(Relaxed),
+            workload: self.plan.workload,
+            has_steal: self.plan.steal,
+            throttled_ns: self.cgroup.throttled_ns(self.number(vm)),
+            io_thread: self.plan.io_thread_percent.map(|_| IoThread::read(first)),
+            memory: self.memory_of(vm, expected),
+        };
+        (0..self.plan.vcpus).map(move |vcpu| Truth::read(self.page(vm, vcpu), vcpu, &of_vm))
+    }
+
     fn memory_of(&self, vm: u32, expected: Option<ksm::Expected>) -> Option<MemoryTruth> {
         let wanted = self.plan.memory?;
         let could_merge = match self.plan.mem_merge {
@@ -364,40 +377,74 @@ impl Fleet {
         self.shared.page(index)
     }
 
+    /// All of them; a place is empty if a guest could not be replaced.
+    fn guests(&self) -> impl Iterator<Item = u32> {
+        (0..self.created).filter(|vm| self.page(*vm, 0).pid.load(Relaxed) != 0)
+    }
+
+    fn number(&self, vm: u32) -> u32 {
+        self.page(vm, 0).number.load(Relaxed)
+    }
+
+    /// Has a guest leave as soon as it looks.
+    fn tell_to_leave(&self, vm: u32) {
+        (0..self.plan.vcpus).for_each(|vcpu| self.page(vm, vcpu).stop.store(1, Relaxed));
+        self.cgroup.lift_cpu_of(self.number(vm));
+    }
+
     fn fork_guests(
         &mut self,
         vms: u32,
         mut progress: impl FnMut(u32) -> ControlFlow<()>,
     ) -> Result<()> {
-        let parent = process::pid();
-        for index in self.created..vms {
-            self.cgroup.add_guest(index)?;
-            let guest = Guest {
-                plan: &self.plan,
-                shared: &self.shared,
-                cgroup: &self.cgroup,
-                index,
-                parent,
-                kvm: self.kvm.as_raw_fd(),
-                forked: Instant::now(),
-            };
-            let pid = process::fork(|| guest.run()).map_err(|e| fork_failed(index, &e))?;
-            // A group of their own: a terminal's Ctrl-C is for the parent, which lets them leave in order. The
-            // kernel may refuse only if all guests so far are dead, which is found out soon enough.
-            // SAFETY: setpgid has no memory to go wrong with.
-            unsafe { libc::setpgid(pid, self.group) };
-            if self.group == 0 {
-                self.group = pid;
-            }
-            // Kept in shared memory: the parent's own would be copied page by page while guests are forked.
-            self.page(index, 0).pid.store(pid.unsigned_abs(), Relaxed);
+        for vm in self.created..vms {
+            self.cgroup.add_guest(self.numbers)?;
+            self.fork_guest(vm)?;
             self.created += 1;
-            self.living += 1;
             if progress(self.created).is_break() {
                 break;
             }
         }
         Ok(())
+    }
+
+    /// Forks the guest with the next number, whose cgroup is there and whose pages are clear.
+    fn fork_guest(&mut self, vm: u32) -> Result<()> {
+        let number = self.numbers;
+        let guest = Guest {
+            plan: &self.plan,
+            shared: &self.shared,
+            cgroup: &self.cgroup,
+            number,
+            place: vm,
+            parent: process::pid(),
+            kvm: self.kvm.as_raw_fd(),
+            forked: Instant::now(),
+        };
+        let pid = process::fork(|| guest.run()).map_err(|e| fork_failed(number, &e))?;
+        // A group of their own: a terminal's Ctrl-C is for the parent, which lets them leave in order. It is gone with
+        // the last of them that has been waited for.
+        if self.living == 0 {
+            self.group = 0;
+        }
+        // The kernel may refuse only if all guests so far are dead, which is found out soon enough.
+        // SAFETY: setpgid has no memory to go wrong with.
+        unsafe { libc::setpgid(pid, self.group) };
+        if self.group == 0 {
+            self.group = pid;
+        }
+        // Kept in shared memory: the parent's own would be copied page by page while guests are forked.
+        self.page(vm, 0).pid.store(pid.unsigned_abs(), Relaxed);
+        self.page(vm, 0).number.store(number, Relaxed);
+        self.numbers += 1;
+        self.living += 1;
+        Ok(())
+    }
+
+    /// Takes guests that are ready to their cgroup.
+    fn admit(&self, guests: impl Iterator<Item = u32> + Clone) -> Result<()> {
+        let pid = |vm| self.page(vm, 0).pid.load(Relaxed);
+        self.cgroup.admit(guests.map(|vm| (self.number(vm), pid(vm))))
     }
 
     /// Waits until as many have come, or one has failed.
@@ -419,7 +466,8 @@ impl Fleet {
         {
             reaped += 1;
             self.living -= 1;
-            let may_leave = told_to_leave || self.plan.workload.ends_by_itself();
+            let is_done = self.plan.workload.ends_by_itself();
+            let may_leave = told_to_leave || self.note_left(pid.unsigned_abs()) || is_done;
             if !(may_leave && ended == Ended::Exited(0)) {
                 let sentence = self.why(pid.unsigned_abs(), ended);
                 self.failures.push(sentence);
@@ -428,19 +476,23 @@ impl Fleet {
         reaped
     }
 
+    /// The guest with this process.
+    fn find(&self, pid: u32) -> Option<u32> {
+        (0..self.created).find(|vm| self.page(*vm, 0).pid.load(Relaxed) == pid)
+    }
+
     /// A sentence on a guest that should not have ended as it did.
     fn why(&self, pid: u32, ended: Ended) -> String {
-        let is_it = |vm: &u32| self.page(*vm, 0).pid.load(Relaxed) == pid;
-        let Some(vm) = (0..self.created).find(is_it) else {
+        let Some(vm) = self.find(pid) else {
             return format!("the guest with PID {pid} ended ({ended})");
         };
-        let name = guest::name(vm);
+        let name = guest::name(self.number(vm));
         for vcpu in 0..self.plan.vcpus {
             if let Some(failure) = self.page(vm, vcpu).failure() {
                 return format!("`{name}` vCPU {vcpu}: {failure}");
             }
         }
-        match self.cgroup.memory_kill(vm) {
+        match self.cgroup.memory_kill(self.number(vm)) {
             Some(limit) if ended == Ended::Killed(libc::SIGKILL) => {
                 format!("`{name}` was killed by the kernel: {limit}")
             }
@@ -470,8 +522,8 @@ impl Drop for Fleet {
     }
 }
 
-fn fork_failed(index: u32, cause: &io::Error) -> anyhow::Error {
-    let name = guest::name(index);
+fn fork_failed(number: u32, cause: &io::Error) -> anyhow::Error {
+    let name = guest::name(number);
     match cause.raw_os_error() {
         Some(libc::EAGAIN) => host_cannot(format!(
             "failed to fork `{name}`: {cause}: raise the limit on processes (ulimit -u, pids.max of the \

@@ -150,7 +150,9 @@ pub(crate) struct Guest<'a> {
     pub(crate) shared: &'a Shared,
     pub(crate) cgroup: &'a Cgroup,
     /// Counted from 0.
-    pub(crate) index: u32,
+    pub(crate) number: u32,
+    /// Where its pages are, and which CPUs it is pinned to: those of the guest that it replaces, if it does.
+    pub(crate) place: u32,
     pub(crate) parent: u32,
     pub(crate) kvm: RawFd,
     /// When the parent began to fork it.
@@ -161,8 +163,8 @@ pub(crate) struct Guest<'a> {
 const NAME: &str = "loadgen-";
 
 /// A guest's name, from its number counted from 0: `loadgen-0001` is the first.
-pub(crate) fn name(index: u32) -> String {
-    format!("{NAME}{:04}", index + 1)
+pub(crate) fn name(number: u32) -> String {
+    format!("{NAME}{:04}", number + 1)
 }
 
 impl Guest<'_> {
@@ -181,7 +183,7 @@ impl Guest<'_> {
     }
 
     fn page(&self, vcpu: u32) -> &VcpuPage {
-        let index = self.index as usize * self.plan.vcpus as usize + vcpu as usize;
+        let index = self.place as usize * self.plan.vcpus as usize + vcpu as usize;
         self.shared.page(index)
     }
 
@@ -190,11 +192,11 @@ impl Guest<'_> {
         if process::die_with(self.parent).is_err() {
             return Ok(());
         }
-        Name::new(format_args!("{NAME}{:04}", self.index + 1)).set();
+        Name::new(format_args!("{NAME}{:04}", self.number + 1)).set();
         let kvm = process::keep_only(self.kvm).map_err(of_io(Step::Detach))?;
         // SAFETY: `keep_only` returns an open descriptor of /dev/kvm that nothing else owns.
         let kvm = unsafe { Kvm::from_raw_fd(kvm) };
-        self.cgroup.join_for_memory(self.index).map_err(of_io(Step::JoinCgroup))?;
+        self.cgroup.join_for_memory(self.number).map_err(of_io(Step::JoinCgroup))?;
         if let Some(node) = self.plan.node {
             node.bind_thread().map_err(of_io(Step::BindMemory))?;
         }
@@ -341,7 +343,7 @@ impl Guest<'_> {
         name: &str,
         work: impl FnOnce() + Send + 'scope,
     ) -> Thread {
-        let name = Name::new(format_args!("{:04}/{name}", self.index + 1));
+        let name = Name::new(format_args!("{:04}/{name}", self.number + 1));
         let thread =
             thread::Builder::new().stack_size(THREAD_STACK).spawn_scoped(scope, move || {
                 name.set();
@@ -357,18 +359,18 @@ impl Guest<'_> {
     fn wait_for_start(&self) -> Order {
         let control = self.shared.control();
         control.settled.come();
-        if control.rest.wait(self.index) == Order::Leave {
+        if control.rest.wait(self.number) == Order::Leave {
             return Order::Leave;
         }
         control.rested.come();
-        control.run.wait(self.index)
+        control.run.wait(self.number)
     }
 
     /// Waits for the start, then runs the vCPU until the guest has left.
     fn run_vcpu(&self, number: u32, mut vcpu: VcpuFd) {
         let page = self.page(number);
         page.tid.store(process::gettid(), Relaxed);
-        if let Err(e) = self.plan.placement.pin(self.index * self.plan.vcpus + number) {
+        if let Err(e) = self.plan.placement.pin(self.place * self.plan.vcpus + number) {
             self.die(number, of_io(Step::Bind)(e));
         }
         if number == 0 {

@@ -40,7 +40,7 @@ mod workload;
 
 pub use controls::{Controls, Sched};
 pub use exits::{ExitCount, ExitKind, Exits};
-pub use fleet::{Fleet, Spec, Stopped};
+pub use fleet::{ChurnRate, Churned, Fleet, Spec, Stopped};
 pub use host::{Finding, Report, Verdict};
 pub use ksm::Expected;
 pub use memory::{ByKind, Memory, Rewrite};

@@ -1,6 +1,7 @@
 //! The command line of loadgen.
 
 mod check;
+mod churn;
 mod control_args;
 mod guests;
 mod ramp;

@@ -66,18 +66,19 @@ pub(crate) struct VcpuPage {
     /// The memory that the guest rewrites; on the page of vCPU 0 only.
     pub(crate) memory: MemoryRecord,
 
-    /// The guest's process; on the page of vCPU 0 only.
+    /// The guest's process, and its number, counted from 0; on the page of vCPU 0 only.
     pub(crate) pid: AtomicU32,
+    pub(crate) number: AtomicU32,
     /// The vCPU's thread.
     pub(crate) tid: AtomicU32,
+    /// The guest's I/O thread, if it has one, and the CPU time it has had; on the page of vCPU 0 only.
+    pub(crate) io_thread_tid: AtomicU32,
+    pub(crate) io_thread_cpu_ns: AtomicU64,
     /// From the parent's fork until it was ready to run, in nanoseconds; on the page of vCPU 0 only.
     pub(crate) creation_ns: AtomicU64,
     /// When it had a CPU for the first time after it was let run, in nanoseconds since the fleet was made; 0 before that;
     /// on the page of vCPU 0 only.
     pub(crate) started_ns: AtomicU64,
-    /// The guest's I/O thread, if it has one, and the CPU time it has had; on the page of vCPU 0 only.
-    pub(crate) io_thread_tid: AtomicU32,
-    pub(crate) io_thread_cpu_ns: AtomicU64,
     /// What went wrong: a [`Failure`] in two parts.
     failure_step: AtomicU32,
     failure_detail: AtomicU64,

@@ -8,11 +8,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow};
 use common::args::parse_seconds;
-use common::session::{Stop, complain};
+use common::session::complain;
 use indicatif::{ProgressBar, ProgressStyle};
-use loadgen::{ByKind, Expected, Fleet, MemoryTruth, Rewrite, Spec, Stopped, TruthFile, Workload};
+use loadgen::{
+    ByKind, ChurnRate, Expected, Fleet, MemoryTruth, Rewrite, Spec, Truth, TruthFile, Workload,
+};
 use serde::Serialize;
 
+use crate::churn::{self, ChurnSummary};
 use crate::guests::GuestArgs;
 use crate::signals::{HeldBack, Usr1};
 use crate::stdout::print;
@@ -28,6 +31,9 @@ pub(crate) struct Args {
     vms: u32,
     #[command(flatten)]
     guests: GuestArgs,
+    /// Stop so many guests a second, one after the other, and start another one for each
+    #[arg(long, value_name = "N/s")]
+    churn: Option<ChurnRate>,
     /// Stop after this many seconds
     #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]
     duration: Option<Duration>,
@@ -40,7 +46,7 @@ pub(crate) struct Args {
 }
 
 /// What all guests did together.
-#[derive(Serialize)]
+#[derive(Default, Serialize)]
 struct Summary {
     vms: u32,
     vcpus: u32,
@@ -59,6 +65,8 @@ struct Summary {
     steal_ns: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     memory: Option<MemorySummary>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    churn: Option<ChurnSummary>,
     killed: u32,
     failed: usize,
     /// Whether the text has the exits: with ticks they would only say the same again.
@@ -78,45 +86,52 @@ struct MemorySummary {
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let spec = args.guests.spec(args.vms)?;
-    let truth = args.truth.as_deref().map(TruthFile::check).transpose()?;
-    // First, as what is held back is let go of again.
+    let mut truth = args.truth.as_deref().map(TruthFile::check).transpose()?;
     let usr1 = match spec.memory.and_then(|memory| memory.rewrite) {
         Some(Rewrite::PerSignal(_)) => Some(Usr1::block()?),
         Some(Rewrite::PerSecond(_)) | None => None,
     };
     let held_back = HeldBack::new()?;
     let mut fleet = create(&spec, &held_back)?;
-    // The guests are forked: now there may be threads, and signals.
-    let stop = Stop::install()?;
-    drop(held_back);
     if let Some(warning) = fleet.warning() {
         complain("loadgen", &format!("warning: {warning}"));
     }
 
+    let mut summary = Summary::new(spec.workload);
     let start = Instant::now();
     fleet.start();
-    let mut printed = match args.json {
+    if let Some(rate) = args.churn {
+        fleet.begin_churn(rate);
+    }
+    let mut ran = match args.json {
         true => Ok(()),
         false => print(&started(&fleet)),
     };
-    if printed.is_ok() {
+    if ran.is_ok() {
         let end = args.duration.map(|duration| start + duration);
         let rewrites = usr1.map(|usr1| Rewrites { usr1, under_way: false, silent: args.json });
-        printed = wait(&mut fleet, &stop, end, rewrites);
-    }
-    let ran = start.elapsed();
-    let stopped = fleet.stop();
-    let failures = fleet.failures().to_vec();
-    let summary = Summary::new(&fleet, spec.workload, ran, stopped, failures.len());
-    // Whatever else goes wrong: the truth is written, and nothing is left behind.
-    let written = truth.map_or(Ok(()), |file| file.write(fleet.truth()));
-    let finished = fleet.finish();
-    if printed.is_ok() {
-        printed = print(&match args.json {
-            true => serde_json::to_string(&summary).context("failed to write the summary")?,
-            false => summary.to_string(),
+        ran = wait(&mut fleet, &held_back, end, rewrites, |left| {
+            summary.add(&left);
+            truth.as_mut().map_or(Ok(()), |file| file.add(&left))
         });
     }
+    summary.run_s = start.elapsed().as_secs_f64();
+    summary.churn = fleet.end_churn().map(ChurnSummary::from);
+    let stopped = fleet.stop();
+    (summary.stop_s, summary.killed) = (stopped.duration.as_secs_f64(), stopped.killed);
+    let failures = fleet.failures().to_vec();
+    summary.failed = failures.len();
+    summary.finish(&fleet);
+    // Whatever else goes wrong: the truth is written, and nothing is left behind.
+    let written = truth.map_or(Ok(()), |file| file.write(fleet.truth()));
+    // Whoever asks for the end twice has it already.
+    while held_back.take() {}
+    let finished = fleet.finish();
+    let printed = print(&match args.json {
+        true => serde_json::to_string(&summary).context("failed to write the summary")?,
+        false => summary.to_string(),
+    });
+    summary.churn.as_ref().inspect(|churn| churn.complain());
     written.and(finished)?;
     match failures.as_slice() {
         [] => {}
@@ -125,7 +140,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
             return Err(anyhow!("guest failed: {first} (and {} more)", others.len()));
         }
     }
-    printed.map(|()| ExitCode::SUCCESS)
+    ran.and(printed).map(|()| ExitCode::SUCCESS)
 }
 
 /// So many guests further the progress bar moves.
@@ -180,17 +195,20 @@ impl Rewrites {
     }
 }
 
-/// Waits for the end of the run: its time is over, a signal came, a guest failed, or nobody reads any more.
+/// Waits for the end of the run: its time is over, a signal came, a guest failed, or nobody reads any more. `left` as for
+/// [`Fleet::churn`].
 fn wait(
     fleet: &mut Fleet,
-    stop: &Stop,
+    held_back: &HeldBack,
     end: Option<Instant>,
     mut rewrites: Option<Rewrites>,
+    mut left: impl FnMut(Truth) -> Result<()>,
 ) -> Result<()> {
     loop {
         let look = Instant::now() + LOOK;
         let until = end.map_or(look, |end| look.min(end));
-        let over = stop.wait_until(Some(until)) || end.is_some_and(|end| Instant::now() >= end);
+        let over = churn::pass_time(until, fleet, held_back, &mut left)?
+            || end.is_some_and(|end| Instant::now() >= end);
         if over || !fleet.failures().is_empty() || fleet.is_over() || stdout_is_closed() {
             return Ok(());
         }
@@ -218,50 +236,39 @@ fn started(fleet: &Fleet) -> String {
 }
 
 impl Summary {
-    fn new(
-        fleet: &Fleet,
-        workload: Workload,
-        ran: Duration,
-        stopped: Stopped,
-        failed: usize,
-    ) -> Self {
-        let create_s = fleet.creation().as_secs_f64();
-        let mut summary = Self {
-            vms: fleet.vms(),
-            vcpus: fleet.vcpus(),
+    fn new(workload: Workload) -> Self {
+        Self {
             workload: workload.to_string(),
-            create_s,
-            create_per_s: per_second(fleet.vms(), create_s),
-            start_s: fleet.started_within(0).map(|within| within.as_secs_f64()),
-            run_s: ran.as_secs_f64(),
-            stop_s: stopped.duration.as_secs_f64(),
-            iterations: 0,
-            ticks: 0,
-            ticks_missed: 0,
-            latest_tick_ns: 0,
-            exits: BTreeMap::new(),
-            steal_ns: None,
-            memory: None,
-            killed: stopped.killed,
-            failed,
             shows_exits: matches!(workload, Workload::Exits(_)),
-        };
-        for truth in fleet.truth() {
-            summary.iterations += truth.iterations;
-            summary.ticks += truth.ticks;
-            summary.ticks_missed += truth.ticks_missed;
-            summary.latest_tick_ns = summary.latest_tick_ns.max(truth.latest_tick_ns);
-            for (kind, count) in truth.exits {
-                *summary.exits.entry(kind).or_insert(0) += count;
-            }
-            if let Some(steal_ns) = truth.steal_ns {
-                *summary.steal_ns.get_or_insert(0) += steal_ns;
-            }
+            ..Self::default()
         }
-        for memory in fleet.memory() {
-            summary.memory.get_or_insert_with(|| MemorySummary::new(&memory)).add(&memory);
+    }
+
+    /// Adds what a vCPU did.
+    fn add(&mut self, truth: &Truth) {
+        self.iterations += truth.iterations;
+        self.ticks += truth.ticks;
+        self.ticks_missed += truth.ticks_missed;
+        self.latest_tick_ns = self.latest_tick_ns.max(truth.latest_tick_ns);
+        for (kind, count) in &truth.exits {
+            *self.exits.entry(kind).or_insert(0) += count;
         }
-        summary
+        if let Some(steal_ns) = truth.steal_ns {
+            *self.steal_ns.get_or_insert(0) += steal_ns;
+        }
+        if let Some(memory) = truth.memory.as_ref().filter(|_| truth.vcpu == 0) {
+            self.memory.get_or_insert_with(|| MemorySummary::new(memory)).add(memory);
+        }
+    }
+
+    /// Adds what those did that were there to the end.
+    fn finish(&mut self, fleet: &Fleet) {
+        self.vms = fleet.vms();
+        self.vcpus = fleet.vcpus();
+        self.create_s = fleet.creation().as_secs_f64();
+        self.create_per_s = per_second(self.vms, self.create_s);
+        self.start_s = fleet.started_within(0).map(|within| within.as_secs_f64());
+        fleet.truth().for_each(|truth| self.add(&truth));
     }
 }
 
@@ -294,7 +301,8 @@ impl std::fmt::Display for Summary {
         if self.killed > 0 {
             write!(f, " ({} did not leave and were killed)", self.killed)?;
         }
-        self.memory.as_ref().map_or(Ok(()), |memory| write!(f, "\n{memory}"))
+        self.memory.as_ref().map_or(Ok(()), |memory| write!(f, "\n{memory}"))?;
+        self.churn.as_ref().map_or(Ok(()), |churn| write!(f, "\n{churn}"))
     }
 }
 

@@ -83,10 +83,22 @@ impl Shared {
 
     /// The page of a vCPU; those of one guest are adjacent.
     pub(crate) fn page(&self, index: usize) -> &VcpuPage {
+        // SAFETY: mapped, aligned, zeroed at first; it has only atomics.
+        unsafe { self.page_at(index).as_ref() }
+    }
+
+    /// Makes the page of a vCPU what it was at first, for another guest: nobody runs on it any more.
+    pub(crate) fn clear_page(&mut self, index: usize) {
+        // SAFETY: a whole page of the mapping. References to it in this process cannot outlive the borrow of self, the
+        // guest that had it is gone, and a page of zeroes is a valid record.
+        unsafe { self.page_at(index).write_bytes(0, 1) };
+    }
+
+    fn page_at(&self, index: usize) -> NonNull<VcpuPage> {
         let offset = PAGE_SIZE + IMAGE_SIZE + index * PAGE_SIZE;
         assert!(offset < self.size, "vCPU index out of range");
-        // SAFETY: inside the mapping as just asserted, aligned, zeroed at first; it has only atomics.
-        unsafe { self.memory.add(offset).cast().as_ref() }
+        // SAFETY: inside the mapping as just asserted.
+        unsafe { self.memory.add(offset).cast() }
     }
 }
 
@@ -153,10 +165,15 @@ pub(crate) fn map_side_by_side(parts: [(*mut u8, usize); 2]) -> io::Result<NonNu
 }
 
 impl Control {
+    /// The parent: lets the first `guests` run.
+    pub(crate) fn let_pass(&self, guests: u32) {
+        self.rest.open_for(guests);
+        self.run.open_for(guests);
+    }
+
     /// The parent: tells all guests that wait to leave; of no effect on those that run.
     pub(crate) fn leave(&self) {
-        self.rest.open_for(LEAVE);
-        self.run.open_for(LEAVE);
+        self.let_pass(LEAVE);
     }
 }
 
@@ -167,12 +184,12 @@ impl Gate {
         futex_wake(&self.0);
     }
 
-    /// A thread of guest `index`: waits until it may go on or is to leave.
-    pub(crate) fn wait(&self, index: u32) -> Order {
+    /// A thread of the guest with this number: waits until it may go on or is to leave.
+    pub(crate) fn wait(&self, number: u32) -> Order {
         loop {
             match self.0.load(Ordering::Acquire) {
                 LEAVE => return Order::Leave,
-                guests if index < guests => return Order::GoOn,
+                guests if number < guests => return Order::GoOn,
                 guests => futex_wait(&self.0, guests, None),
             }
         }

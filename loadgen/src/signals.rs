@@ -1,39 +1,46 @@
-//! Signals held back while guests are forked: whoever is forked then does not die of them, and the parent
-//! finds them pending. And SIGUSR1, which is asked for.
+//! Signals held back as long as guests may be forked: whoever is forked then does not die of them, and the parent
+//! finds them pending: no thread that waits for them would be forked along. And SIGUSR1, which is asked for.
 
 use std::mem::MaybeUninit;
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 use std::ptr;
+use std::time::Instant;
 
 use anyhow::{Result, bail};
+use common::session::is_ignored;
 
 const SIGNALS: [i32; 3] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP];
 
-/// While this exists the signals that end a run are pending, not delivered.
+/// While this exists the signals that end a run are pending, not delivered; so is the one of a child that has ended.
 pub(crate) struct HeldBack {
     ours: libc::sigset_t,
+    and_child: libc::sigset_t,
     before: libc::sigset_t,
 }
 
 impl HeldBack {
     /// From here on.
     pub(crate) fn new() -> Result<Self> {
+        // Under nohup(1) it is ignored; SIGINT is, too, of a shell script's `command &`, but nobody has asked for that.
+        let signals = SIGNALS.into_iter().filter(|s| *s != libc::SIGHUP || !is_ignored(*s));
         let (mut ours, mut before) = (MaybeUninit::uninit(), MaybeUninit::uninit());
         // SAFETY: sigemptyset initialises the set that the next calls use.
-        let failed = unsafe {
+        let (ours, and_child, failed) = unsafe {
             libc::sigemptyset(ours.as_mut_ptr());
-            for signal in SIGNALS {
-                libc::sigaddset(ours.as_mut_ptr(), signal);
-            }
-            libc::pthread_sigmask(libc::SIG_BLOCK, ours.as_ptr(), before.as_mut_ptr())
+            let mut ours = ours.assume_init();
+            signals.for_each(|signal| _ = libc::sigaddset(&raw mut ours, signal));
+            let mut and_child = ours;
+            libc::sigaddset(&raw mut and_child, libc::SIGCHLD);
+            let block = libc::SIG_BLOCK;
+            let failed = libc::pthread_sigmask(block, &raw const and_child, before.as_mut_ptr());
+            (ours, and_child, failed)
         };
         if failed != 0 {
             bail!("failed to block signals");
         }
-        // SAFETY: sigemptyset and pthread_sigmask have filled them in.
-        let (ours, before) = unsafe { (ours.assume_init(), before.assume_init()) };
-        Ok(Self { ours, before })
+        // SAFETY: pthread_sigmask has filled it in.
+        Ok(Self { ours, and_child, before: unsafe { before.assume_init() } })
     }
 
     /// True if one of them has come in the meantime.
@@ -42,7 +49,10 @@ impl HeldBack {
         // SAFETY: sigpending initialises the set that sigismember reads.
         unsafe {
             libc::sigpending(pending.as_mut_ptr()) == 0
-                && SIGNALS.iter().any(|signal| libc::sigismember(pending.as_ptr(), *signal) == 1)
+                && SIGNALS.iter().any(|signal| {
+                    libc::sigismember(&raw const self.ours, *signal) == 1
+                        && libc::sigismember(pending.as_ptr(), *signal) == 1
+                })
         }
     }
 
@@ -60,7 +70,17 @@ impl HeldBack {
 
     /// True if one of them has come; it is answered with that, and not delivered any more.
     pub(crate) fn take(&self) -> bool {
-        take(&self.ours)
+        take(&self.ours, Instant::now()).is_some()
+    }
+
+    /// Waits for that until then.
+    pub(crate) fn wait_until(&self, end: Instant) -> bool {
+        take(&self.ours, end).is_some()
+    }
+
+    /// The same, but no longer than until a child has ended.
+    pub(crate) fn wait_for_child_until(&self, end: Instant) -> bool {
+        take(&self.and_child, end).is_some_and(|signal| signal != libc::SIGCHLD)
     }
 }
 
@@ -95,13 +115,18 @@ impl Usr1 {
 
     /// True if it has come since the last look: once or more often.
     pub(crate) fn came(&self) -> bool {
-        take(&self.0)
+        take(&self.0, Instant::now()).is_some()
     }
 }
 
-/// True if a signal of these, which are blocked, is pending: it is so no longer.
-fn take(signals: &libc::sigset_t) -> bool {
-    let at_once = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+/// A signal of these, which are blocked, if one is pending or comes until then: it is pending no longer.
+fn take(signals: &libc::sigset_t, end: Instant) -> Option<i32> {
+    let left = end.saturating_duration_since(Instant::now());
+    let left = libc::timespec {
+        tv_sec: left.as_secs().cast_signed(),
+        tv_nsec: left.subsec_nanos().into(),
+    };
     // SAFETY: the set is valid, nobody wants to know more of the signal, and the timeout is valid.
-    unsafe { libc::sigtimedwait(signals, ptr::null_mut(), &raw const at_once) > 0 }
+    let signal = unsafe { libc::sigtimedwait(signals, ptr::null_mut(), &raw const left) };
+    (signal > 0).then_some(signal)
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
 use std::fs::{self, File};
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, Seek as _, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -124,7 +124,7 @@ impl MemoryTruth {
 /// What all vCPUs of a guest have in common.
 pub(crate) struct OfVm {
     /// Counted from 0.
-    pub(crate) index: u32,
+    pub(crate) number: u32,
     pub(crate) pid: u32,
     pub(crate) workload: Workload,
     pub(crate) has_steal: bool,
@@ -137,7 +137,7 @@ impl Truth {
     pub(crate) fn read(page: &VcpuPage, vcpu: u32, of_vm: &OfVm) -> Self {
         let workload = of_vm.workload;
         Self {
-            vm: guest::name(of_vm.index),
+            vm: guest::name(of_vm.number),
             pid: of_vm.pid,
             tid: page.tid.load(Relaxed),
             vcpu,
@@ -179,6 +179,8 @@ fn as_text<S: serde::Serializer>(workload: &impl fmt::Display, to: S) -> Result<
 pub struct TruthFile {
     path: PathBuf,
     temporary: PathBuf,
+    /// What was added before the end: a file without a name, beside the one to come.
+    early: BufWriter<File>,
 }
 
 impl TruthFile {
@@ -197,13 +199,22 @@ impl TruthFile {
         temporary.push(name);
         temporary.push(format!(".{}", process::pid()));
         let temporary = path.with_file_name(temporary);
-        let created = File::create_new(&temporary).and_then(|_| fs::remove_file(&temporary));
-        created.map_err(|e| refuse(&e.to_string()))?;
-        Ok(Self { path, temporary })
+        let mut options = File::options();
+        let early = options.read(true).write(true).create_new(true).open(&temporary);
+        let early = early.and_then(|early| fs::remove_file(&temporary).map(|()| early));
+        let early = BufWriter::new(early.map_err(|e| refuse(&e.to_string()))?);
+        Ok(Self { path, temporary, early })
     }
 
-    /// Writes one line for each vCPU.
-    pub fn write(&self, truth: impl Iterator<Item = Truth>) -> Result<()> {
+    /// Adds the line of a vCPU that is gone before the end.
+    pub fn add(&mut self, truth: &Truth) -> Result<()> {
+        let Self { path, early, .. } = self;
+        write_line(early, truth)
+            .with_context(|| format!("failed to write what is to be in `{}`", path.display()))
+    }
+
+    /// Writes one line for each vCPU, after those that have been added.
+    pub fn write(mut self, truth: impl Iterator<Item = Truth>) -> Result<()> {
         let written = self.try_write(truth);
         if written.is_err() {
             _ = fs::remove_file(&self.temporary);
@@ -211,15 +222,19 @@ impl TruthFile {
         written.with_context(|| format!("failed to write `{}`", self.path.display()))
     }
 
-    fn try_write(&self, truth: impl Iterator<Item = Truth>) -> io::Result<()> {
+    fn try_write(&mut self, mut truth: impl Iterator<Item = Truth>) -> io::Result<()> {
         let mut file = BufWriter::new(File::create(&self.temporary)?);
-        for line in truth {
-            serde_json::to_writer(&mut file, &line)?;
-            file.write_all(b"\n")?;
-        }
+        self.early.rewind()?;
+        io::copy(self.early.get_mut(), &mut file)?;
+        truth.try_for_each(|line| write_line(&mut file, &line))?;
         file.into_inner()?.sync_data()?;
         fs::rename(&self.temporary, &self.path)
     }
+}
+
+fn write_line(file: &mut impl Write, truth: &Truth) -> io::Result<()> {
+    serde_json::to_writer(&mut *file, truth)?;
+    file.write_all(b"\n")
 }
 
 #[cfg(test)]
@@ -228,7 +243,7 @@ mod tests {
 
     fn of_vm(workload: Workload) -> OfVm {
         OfVm {
-            index: 0,
+            number: 0,
             pid: 101,
             workload,
             has_steal: false,

@@ -8,8 +8,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use support::{
-    PATIENCE, Running, TempDir, alone, assert_close, cgroups, comm, kill, loadgen, number,
-    read_truth, run, schedstat, share, threads,
+    PATIENCE, Running, TempDir, alone, assert_close, cgroups, children_of, comm, kill, loadgen,
+    number, read_truth, run, schedstat, share, threads,
 };
 
 /// The number of a field of /proc/TID/stat, as proc(5) counts them.
@@ -62,6 +62,56 @@ fn part_of_first(first: &[&str], second: &[&str]) -> f64 {
     }
     let [first_ns, second_ns] = [0, 1].map(|fleet| (after_ns[fleet] - before_ns[fleet]) as f64);
     first_ns / (first_ns + second_ns)
+}
+
+/// And nothing is left of the cgroup of one that is gone.
+#[test]
+fn who_replaces_another_is_held_to_the_same() {
+    let _alone = alone();
+    let args = "--vms 3 --vcpus 2 --workload idle=101 --io-thread 1 --churn 5/s --duration 50";
+    let held = "--cpu-max 50 --memory-max 64M --pin --sched batch";
+    let args: Vec<_> = args.split(' ').chain(held.split(' ')).collect();
+    let dir = TempDir::new("replaced");
+    let mut fleet = Running::start(&args, Some(&dir.file("truth")));
+    let own = || -> Vec<PathBuf> {
+        let fleets = cgroups(fleet.pid()).into_iter();
+        let entries = fleets.flat_map(|dir| fs::read_dir(dir).expect("a cgroup").flatten());
+        let paths = entries.map(|entry| entry.path());
+        paths.filter(|path| path.is_dir()).collect()
+    };
+    let number = |dir: &PathBuf| -> u32 {
+        let name = dir.file_name().expect("a name").to_string_lossy().into_owned();
+        name.trim_start_matches("loadgen-").parse().expect("a number")
+    };
+    let deadline = Instant::now() + PATIENCE;
+    let (pid, dirs) = loop {
+        let newest = children_of(fleet.pid()).into_iter().max_by_key(|pid| comm(*pid));
+        let newest = newest.expect("a guest");
+        let dirs: Vec<_> = own().into_iter().filter(|dir| dir.ends_with(comm(newest))).collect();
+        let has_begun = threads(newest).len() >= 3 && !dirs.is_empty();
+        if number(&PathBuf::from(comm(newest))) > 10 && has_begun {
+            break (newest, dirs);
+        }
+        assert!(Instant::now() < deadline, "nobody comes");
+        thread::sleep(Duration::from_millis(20));
+    };
+    thread::sleep(Duration::from_millis(100));
+    let quota = value(&dirs, &QUOTA).expect("a quota");
+    assert!(["50000", "50000 100000"].contains(&quota.as_str()), "{quota}");
+    assert_eq!(value(&dirs, &MEMORY_MAX).expect("a limit"), (64 << 20).to_string());
+    let vcpus = [pid, threads(pid).into_iter().find(|t| comm(*t).ends_with("vcpu1")).expect("it")];
+    for tid in vcpus {
+        assert!(allowed(tid).parse::<u32>().is_ok(), "one CPU: {}", allowed(tid));
+        assert_eq!(priority(tid)[1], libc::SCHED_BATCH);
+    }
+    // The cgroup of who has just gone may be there a moment longer.
+    let numbers: std::collections::BTreeSet<_> = own().iter().map(number).collect();
+    assert!(numbers.len() <= 3 + 2, "{numbers:?}");
+    fleet.signal(libc::SIGTERM);
+    assert_eq!(fleet.wait(), (Default::default(), String::new()));
+    fleet.assert_nothing_left(Duration::ZERO);
+    let truth = read_truth(&dir.file("truth"));
+    assert!(truth.iter().all(|line| line["throttled_ns"].is_u64()), "{truth:?}");
 }
 
 #[test]

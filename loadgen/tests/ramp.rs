@@ -71,6 +71,25 @@ fn steps_lead_to_the_target_and_all_guests_run() {
     }
 }
 
+/// In each hold, and none of its columns is there without.
+#[test]
+fn guests_come_and_go_while_it_holds() {
+    let _alone = alone();
+    let common = "--to 10 --step x10 --hold 1.5 --probe-late 10000 --json --workload idle=101";
+    for row in rows(&stdout(&ramp(&format!("{common} --churn 7/s")))) {
+        let of = |name: &str| number(&row, name);
+        // But for those that have come at the end.
+        assert!((of("guests") - of("guests") / 2..=of("guests")).contains(&of("running")), "{row}");
+        assert!((10..=11).contains(&of("churn_told")), "{row}");
+        assert!(of("churn_told") <= of("churn_asked"), "{row}");
+        assert!(of("churn_stopped") >= 7 && of("churn_created") >= 7, "{row}");
+        assert!(of("churn_stop_p50_ns") > 0 && of("churn_create_p99_ns") > 0, "{row}");
+    }
+    let text = stdout(&ramp("--to 1 --hold 0.5 --churn 7/s --probe-late 10000"));
+    let mut lines = text.lines().filter(|line| line.contains("churn: "));
+    assert!(lines.next().is_some_and(|line| line.len() <= 80), "{text}");
+}
+
 #[test]
 fn everything_is_kept_that_a_notebook_needs() {
     let _alone = alone();
@@ -159,6 +178,7 @@ fn what_cannot_be_is_refused() {
         "--csv --json",
         "--observe /proc/x",
         "--workload exits=pio:5",
+        "--churn 5",
     ] {
         let output = ramp(args);
         assert_eq!(output.status.code(), Some(2), "{args}");

@@ -19,8 +19,9 @@ use common::hist::Hist;
 use common::output::{Interval, short_bytes, short_duration};
 use common::session::{complain, host_cannot, usage};
 use jiff::Timestamp;
-use loadgen::{Fleet, Pressure, Probe, Spec, parse_size};
+use loadgen::{ChurnRate, Fleet, Pressure, Probe, Spec, parse_size};
 
+use crate::churn::{self, ChurnSummary};
 use crate::guests::GuestArgs;
 use crate::signals::HeldBack;
 use crate::stdout::{self, print};
@@ -50,6 +51,9 @@ pub(crate) struct Args {
     /// Seconds to watch each step
     #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = parse_seconds)]
     hold: Duration,
+    /// Meanwhile stop so many guests a second, one after the other, and start another one for each
+    #[arg(long, value_name = "N/s")]
+    churn: Option<ChurnRate>,
     /// Leave so much of the host's memory [default: a twentieth of what there is, or 1G if that is more]
     #[arg(long, value_name = "SIZE", value_parser = reserve)]
     reserve: Option<u64>,
@@ -314,24 +318,35 @@ impl Ramp<'_> {
         let (started, from) = (Instant::now(), Pressure::read());
         // What it was while guests were created is no part of what they do.
         self.probe.lateness();
-        let done: Vec<u64> = self.fleet.iterations().collect();
+        let done: Vec<(u32, u64)> = self.fleet.iterations().collect();
+        let creations = Hist::of(self.fleet.creations_ns().skip(before as usize));
+        if let Some(rate) = self.args.churn {
+            self.fleet.begin_churn(rate);
+        }
         let running = self.tools.start(self.args.hold, self.held_back)?;
         let mut limit = None;
         while started.elapsed() < self.args.hold && limit.is_none() {
-            std::thread::sleep(LOOK.min(self.args.hold.saturating_sub(started.elapsed())));
+            let until = (Instant::now() + LOOK).min(started + self.args.hold);
+            limit = match churn::pass_time(until, &mut self.fleet, self.held_back, |_| Ok(())) {
+                Ok(true) => Some(Limit::Signal),
+                Ok(false) => self.limit(),
+                Err(e) => Some(Limit::Creation(format!("{e:#}"))),
+            };
             self.probe.listen();
-            limit = self.limit();
         }
+        let churned = self.fleet.end_churn().map(ChurnSummary::from);
         let (now, length) = (Pressure::read(), started.elapsed());
-        let moved =
-            self.fleet.iterations().zip(&done).filter(|(now, before)| now > *before).count();
+        // Who has replaced another has begun anew.
+        let has_moved = |((number, now), (before, done)): &((u32, u64), &(u32, u64))| {
+            now > done || (number != before && *now > 0)
+        };
+        let moved = self.fleet.iterations().zip(&done).filter(has_moved).count();
         let lateness = self.probe.lateness();
         let probe = &mut self.probe;
         if limit.is_some() {
             running.interrupt();
         }
         let seen = running.finish(|| probe.listen())?;
-        let creations = Hist::of(self.fleet.creations_ns().skip(before as usize));
         let per_s = |now: Option<u64>, then: Option<u64>| {
             Some((now? - then?) as f64 / length.as_secs_f64())
         };
@@ -359,6 +374,7 @@ impl Ramp<'_> {
             probe_p99_ns: lateness.quantile_ns(0.99),
             probe_max_ns: lateness.max_ns(),
             seen,
+            churn: churned,
         };
         Ok((row, limit))
     }

@@ -6,6 +6,7 @@ use anyhow::Result;
 use common::output::{self, Field, Interval, short_bytes, short_count, short_duration};
 
 use super::tools::Seen;
+use crate::churn::ChurnSummary;
 
 /// What one step showed.
 pub(crate) struct Row {
@@ -34,6 +35,8 @@ pub(crate) struct Row {
     pub(crate) probe_p99_ns: u64,
     pub(crate) probe_max_ns: u64,
     pub(crate) seen: Seen,
+    /// What came of `--churn` during the hold.
+    pub(crate) churn: Option<ChurnSummary>,
 }
 
 impl Row {
@@ -71,6 +74,7 @@ impl Row {
             ("probe_p99_ns", self.probe_p99_ns.into()),
             ("probe_max_ns", self.probe_max_ns.into()),
         ]);
+        fields.extend(ChurnSummary::fields(self.churn.as_ref()));
         fields
     }
 
@@ -140,6 +144,9 @@ impl Row {
         if self.running < self.guests {
             parts.push(format!("{} guests did not run", self.guests - self.running));
         }
+        if let Some(churn) = &self.churn {
+            parts.extend(churn.parts());
+        }
         let last = parts.len().saturating_sub(1);
         let word = |(i, part): (usize, String)| {
             format!("{}{part}{}", if i == 0 { "  " } else { "" }, if i < last { ";" } else { "" })
@@ -191,6 +198,7 @@ mod tests {
                 ksm_profit_bytes: Some(-64),
                 ..Seen::default()
             },
+            churn: None,
         };
         let mut out = Vec::new();
         row.write_text(&mut out).unwrap();

@@ -242,7 +242,8 @@ pub fn threads(pid: u32) -> Vec<u32> {
     tasks.map(|task| task.file_name().to_string_lossy().parse().expect("a TID")).collect()
 }
 
-fn children_of(parent: u32) -> Vec<u32> {
+/// The processes that a process has made.
+pub fn children_of(parent: u32) -> Vec<u32> {
     let path = format!("/proc/{parent}/task/{parent}/children");
     if let Ok(children) = fs::read_to_string(path) {
         return children.split_whitespace().map(|pid| pid.parse().expect("a PID")).collect();
