@@ -6,6 +6,8 @@
 #[path = "../util/mod.rs"]
 mod util;
 
+mod churn;
+
 use util::tool::{Tool, json_lines};
 use util::{alone, loadgen};
 
