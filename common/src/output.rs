@@ -1,6 +1,8 @@
 //! From figures to bytes: CSV through the csv crate, JSON lines through serde_json, the HdrHistogram interval log,
 //! and BCC's picture of a histogram. A row's figures are named once, for CSV and JSON alike.
 
+pub mod openmetrics;
+
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::Path;
