@@ -2,6 +2,7 @@
 //! checked here, before anything is loaded.
 
 use std::fs::{self, File};
+use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -12,6 +13,7 @@ use clap::ValueEnum;
 use crate::cgroup::Cgroup;
 use crate::host;
 use crate::output::HdrLog;
+use crate::output::openmetrics::Target;
 use crate::session::{EXIT_LOST, usage};
 use crate::vms::{self, Vm};
 
@@ -53,6 +55,14 @@ pub struct OutputArgs<Csv: ValueEnum + Clone + Send + Sync + 'static = CsvKind> 
     #[arg(long, value_name = "FILE")]
     pub hdr: Option<PathBuf>,
 
+    /// Write metrics for Prometheus as well, anew after each interval; - is standard output, instead
+    #[arg(long, value_name = "FILE")]
+    pub openmetrics: Option<PathBuf>,
+
+    /// Metrics: fold rows beyond so many series into one that is labelled other
+    #[arg(long, value_name = "N", default_value_t = 5_000, requires = "openmetrics")]
+    pub max_series: u32,
+
     /// Exit with status 4 if events were lost
     #[arg(long)]
     pub strict: bool,
@@ -74,6 +84,25 @@ impl<Csv: ValueEnum + Clone + Send + Sync + 'static> OutputArgs<Csv> {
     /// The file that histograms are to be written to, if any: see [`HdrLog::open`].
     pub fn hdr_file(&self) -> Result<Option<File>> {
         self.hdr.as_deref().map(HdrLog::open).transpose()
+    }
+
+    /// Where metrics are to be written to, if anywhere. A usage error if that cannot be.
+    pub fn metrics_target(&self) -> Result<Option<Target>> {
+        let target = self.openmetrics.as_deref().map(Target::find).transpose()?;
+        if target == Some(Target::Stdout) && (self.csv.is_some() || self.json) {
+            return Err(usage(
+                "--openmetrics - has standard output for itself: with --csv or --json name a file",
+            ));
+        }
+        Ok(target)
+    }
+
+    /// Standard output for reports; they are not written where metrics have it.
+    pub fn report_output(&self) -> Box<dyn Write> {
+        match self.openmetrics.as_deref() {
+            Some(path) if path == Path::new("-") => Box::new(io::sink()),
+            _ => Box::new(BufWriter::new(io::stdout().lock())),
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! ksmstat: what does page merging save, what does it cost, and why does it not merge?
 
 mod ksmd;
+mod metrics;
 mod pages;
 mod processes;
 mod report;
@@ -19,11 +20,13 @@ use clap::{Parser, ValueEnum};
 use common::args::{OutputArgs, TaskFilter, TaskFilterArgs, parse_id};
 use common::hist::{FIRST_EPOCH, Unit};
 use common::host;
+use common::output::openmetrics::OpenMetrics;
 use common::output::{self, HdrLog, HdrSerializer, Interval};
 use common::session::{self, Stop, Ticker, host_cannot};
 use common::vms::Names;
 use jiff::Timestamp;
 
+use metrics::Metrics;
 use processes::{ProcessRow, Processes, Sort};
 use report::{Report, Rows};
 use rows::{Intervals, KINDS, Row};
@@ -47,7 +50,7 @@ struct Args {
 
     /// Why is nothing merged, or not more? Looks on for a second, or as long as -d says
     #[arg(long, conflicts_with_all = ["interval", "timestamp", "csv", "hdr", "strict", "by", "sort", "top", "cow",
-                                      "histogram", "stacks"])]
+                                      "histogram", "stacks", "openmetrics"])]
     why: bool,
 
     /// A row for each process with mergeable memory, or for each VM
@@ -85,7 +88,7 @@ struct Args {
     /// Where merged pages are written to from, folded, and how often: the most frequent, and no table
     #[arg(long, value_name = "TOP", num_args = 0..=1, require_equals = true, default_missing_value = "10",
           value_parser = clap::value_parser!(u32).range(1..),
-          conflicts_with_all = ["by", "histogram", "csv", "json", "hdr"])]
+          conflicts_with_all = ["by", "histogram", "csv", "json", "hdr", "openmetrics"])]
     stacks: Option<u32>,
 }
 
@@ -148,8 +151,8 @@ fn run(args: Args) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let state = State::read();
-    let mut out = BufWriter::new(stdout().lock());
     if args.state {
+        let mut out = BufWriter::new(stdout().lock());
         report::state(&mut out, &state?)?;
         out.flush()?;
         return Ok(ExitCode::SUCCESS);
@@ -158,6 +161,7 @@ fn run(args: Args) -> Result<ExitCode> {
     let state = state?;
     host::check_bpf()?;
     let mut hdr_file = args.output.hdr_file()?;
+    let metrics_target = args.output.metrics_target()?;
     host::show_libbpf_messages(args.output.verbose);
     let stop = Stop::install()?;
 
@@ -190,6 +194,10 @@ fn run(args: Args) -> Result<ExitCode> {
         Some(file) => Some(HdrLog::begin(file, &mut hdr_serializer, Timestamp::now(), "ksmstat")?),
         None => None,
     };
+    let metrics = Metrics::new(&known, rows, args.output.max_series);
+    let mut openmetrics =
+        metrics_target.map(|to| OpenMetrics::begin(to, "ksmstat", metrics)).transpose()?;
+    let mut out = args.output.report_output();
     // Folded stacks are for programs that know no other lines.
     let mut stacks = args.stacks.map(|top| Stacks::new(top as usize));
     match stacks {
@@ -208,6 +216,7 @@ fn run(args: Args) -> Result<ExitCode> {
         if let Some(hdr) = &mut hdr {
             append(hdr, &interval, &row)?;
         }
+        let mut found = Vec::new();
         match (&mut stacks, rows) {
             (Some(stacks), _) => {
                 let mut places = tracer.places()?;
@@ -218,8 +227,8 @@ fn run(args: Args) -> Result<ExitCode> {
             (None, _) => {
                 // In this order: who has events and is not there then has gone.
                 let events = tracer.events()?;
-                let (found, gone) = processes.rows(tracer.samples()?, events);
-                let mut found = named(found, &filter, &mut names);
+                let (all, gone) = processes.rows(tracer.samples()?, events);
+                found = named(all, &filter, &mut names);
                 if rows == Rows::Vms {
                     found = processes::by_vm(&found);
                 }
@@ -230,6 +239,12 @@ fn run(args: Args) -> Result<ExitCode> {
             }
         }
         out.flush()?;
+        if let Some(openmetrics) = &mut openmetrics {
+            openmetrics.interval(&interval, |metrics| {
+                metrics.add(&row);
+                metrics.add_owners(&interval, &found);
+            })?;
+        }
         lost += row.losses.lost();
         if report.format != Format::Text || stacks.is_some() {
             row.losses.warnings().iter().for_each(|line| session::complain("ksmstat", line));

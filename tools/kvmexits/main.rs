@@ -1,13 +1,14 @@
 //! kvmexits: why do guests leave guest mode, how often, and where does the time go?
 
 mod detail;
+mod metrics;
 mod report;
 mod rows;
 mod slow;
 mod stacks;
 mod trace;
 
-use std::io::{BufWriter, Write as _, stdout};
+use std::io::Write as _;
 use std::mem::MaybeUninit;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -17,12 +18,14 @@ use clap::{Parser, ValueEnum};
 use common::args::{OutputArgs, TaskFilterArgs, parse_micros};
 use common::exits::Reason;
 use common::hist::Unit;
+use common::output::openmetrics::OpenMetrics;
 use common::output::{Format, HdrLog, HdrSerializer};
 use common::session::{self, Stop, Ticker, usage};
 use common::vms::Names;
 use common::{host, kvm};
 use jiff::Timestamp;
 
+use metrics::Metrics;
 use report::{BANNER, Context, Report};
 use rows::{By, Row, Rows, VmId};
 use stacks::Stacks;
@@ -67,13 +70,13 @@ struct Args {
 
     /// Print each exit that takes longer, as it ends, and no table
     #[arg(long, value_name = "USECS", value_parser = parse_micros,
-          conflicts_with_all = ["interval", "by", "histogram", "stacks", "hdr"])]
+          conflicts_with_all = ["interval", "by", "histogram", "stacks", "hdr", "openmetrics"])]
     slower: Option<Duration>,
 
     /// The VMM's stacks at exits to userspace, folded: the most expensive ones
     #[arg(long, value_name = "TOP", num_args = 0..=1, require_equals = true, default_missing_value = "10",
           value_parser = clap::value_parser!(u32).range(1..),
-          conflicts_with_all = ["by", "detail", "histogram", "csv", "json", "hdr"])]
+          conflicts_with_all = ["by", "detail", "histogram", "csv", "json", "hdr", "openmetrics"])]
     stacks: Option<u32>,
 }
 
@@ -143,13 +146,14 @@ fn run(args: Args) -> Result<ExitCode> {
     let wanted = args.wanted()?;
     host::check_bpf()?;
     let mut hdr_file = args.output.hdr_file()?;
+    let metrics_target = args.output.metrics_target()?;
     host::show_libbpf_messages(args.output.verbose);
     let stop = Stop::install()?;
 
     let (mut typed, mut record) = (MaybeUninit::uninit(), MaybeUninit::uninit());
     let mut tracer = Tracer::start(&wanted, &mut typed, &mut record)?;
     let mut ticker = Ticker::new(args.output.interval, args.output.count, args.output.duration);
-    let mut out = BufWriter::new(stdout().lock());
+    let mut out = args.output.report_output();
     let mut names = Names::default();
     // Who was asked for by name keeps it, gone or not.
     let name = |names: &mut Names, vm: VmId, comm: &str| match &wanted.filter.vm {
@@ -195,6 +199,9 @@ fn run(args: Args) -> Result<ExitCode> {
         Some(file) => Some(HdrLog::begin(file, &mut hdr_serializer, Timestamp::now(), "kvmexits")?),
         None => None,
     };
+    let metrics = Metrics::new(args.output.max_series);
+    let mut openmetrics =
+        metrics_target.map(|to| OpenMetrics::begin(to, "kvmexits", metrics)).transpose()?;
     // Folded stacks are for programs that know no other lines.
     match stacks {
         Some(_) => session::complain("kvmexits", BANNER),
@@ -239,6 +246,11 @@ fn run(args: Args) -> Result<ExitCode> {
             None => report.interval(&mut out, &rows, &context)?,
         }
         out.flush()?;
+        if let Some(openmetrics) = &mut openmetrics {
+            openmetrics.interval(&reading.interval, |metrics| {
+                metrics.add(&reading.interval, &rows, &reading.losses, reading.exits_untraced);
+            })?;
+        }
         names.end_interval();
         lost += reading.losses.lost();
         if report.format != Format::Text || stacks.is_some() {

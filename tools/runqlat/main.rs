@@ -1,10 +1,11 @@
 //! runqlat: how long do runnable tasks wait for a CPU?
 
+mod metrics;
 mod report;
 mod rows;
 mod trace;
 
-use std::io::{BufWriter, Write as _, stdout};
+use std::io::Write as _;
 use std::mem::MaybeUninit;
 use std::process::ExitCode;
 
@@ -13,11 +14,13 @@ use clap::{ArgGroup, Parser, ValueEnum};
 use common::args::{CpuList, OutputArgs, TaskFilterArgs};
 use common::hist::Unit;
 use common::host;
+use common::output::openmetrics::OpenMetrics;
 use common::output::{Format, HdrLog, HdrSerializer};
 use common::session::{self, Stop, Ticker};
 use common::vms::Names;
 use jiff::Timestamp;
 
+use metrics::Metrics;
 use report::{By, Report};
 use rows::Earlier;
 use trace::{Tracer, Wanted};
@@ -100,6 +103,7 @@ fn run(args: Args) -> Result<ExitCode> {
     let wanted = args.wanted()?;
     host::check_bpf()?;
     let mut hdr_file = args.output.hdr_file()?;
+    let metrics_target = args.output.metrics_target()?;
     host::show_libbpf_messages(args.output.verbose);
     let stop = Stop::install()?;
 
@@ -119,7 +123,10 @@ fn run(args: Args) -> Result<ExitCode> {
         Some(file) => Some(HdrLog::begin(file, &mut hdr_serializer, Timestamp::now(), "runqlat")?),
         None => None,
     };
-    let mut out = BufWriter::new(stdout().lock());
+    let metrics = Metrics::new(wanted.by, tracer.has_books(), args.output.max_series);
+    let mut openmetrics =
+        metrics_target.map(|to| OpenMetrics::begin(to, "runqlat", metrics)).transpose()?;
+    let mut out = args.output.report_output();
     report.begin(&mut out)?;
     out.flush()?;
 
@@ -143,6 +150,11 @@ fn run(args: Args) -> Result<ExitCode> {
         }
         report.interval(&mut out, &reading.interval, &rows, &reading.losses)?;
         out.flush()?;
+        if let Some(openmetrics) = &mut openmetrics {
+            openmetrics.interval(&reading.interval, |metrics| {
+                metrics.add(&reading.interval, &rows, &reading.losses);
+            })?;
+        }
         names.end_interval();
         tracer.forget(&gone, &mut earlier)?;
         lost += reading.losses.lost;

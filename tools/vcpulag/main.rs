@@ -2,6 +2,7 @@
 
 mod losses;
 mod matrix;
+mod metrics;
 mod report;
 mod rows;
 mod slow;
@@ -9,7 +10,7 @@ mod stacks;
 mod trace;
 
 use std::collections::{HashMap, HashSet};
-use std::io::{BufWriter, Write as _, stdout};
+use std::io::Write as _;
 use std::mem::MaybeUninit;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -19,11 +20,13 @@ use clap::{Parser, ValueEnum};
 use common::args::{OutputArgs, TaskFilterArgs, parse_micros};
 use common::hist::Unit;
 use common::host;
+use common::output::openmetrics::OpenMetrics;
 use common::output::{Format, HdrLog, HdrSerializer};
 use common::session::{self, Stop, Ticker};
 use common::vms::Names;
 use jiff::Timestamp;
 
+use metrics::Metrics;
 use report::{NamedRow, Report, culprit_name};
 use rows::{Earlier, Row};
 use stacks::Stacks;
@@ -46,9 +49,9 @@ struct Args {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=i64::from(i32::MAX)))]
     vcpu: Option<u32>,
 
-    /// A row for each vCPU, or for each VM
-    #[arg(long, value_name = "WHAT", default_value = "vcpu")]
-    by: Breakdown,
+    /// A row for each vCPU (the default), or for each VM; metrics have such rows only if asked for
+    #[arg(long, value_name = "WHAT")]
+    by: Option<Breakdown>,
 
     /// Show so many rows
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
@@ -72,13 +75,13 @@ struct Args {
 
     /// Print each wait that takes longer, as it ends, and no table
     #[arg(long, value_name = "USECS", value_parser = parse_micros,
-          conflicts_with_all = ["interval", "by", "top", "late", "culprits", "histogram", "hdr"])]
+          conflicts_with_all = ["interval", "by", "top", "late", "culprits", "histogram", "hdr", "openmetrics"])]
     slower: Option<Duration>,
 
     /// Where in the kernel vCPUs were blocked, folded, and for how many microseconds: the worst ones, and no table
     #[arg(long, value_name = "TOP", num_args = 0..=1, require_equals = true, default_missing_value = "10",
           value_parser = clap::value_parser!(u32).range(1..),
-          conflicts_with_all = ["slower", "culprits", "histogram", "csv", "json", "hdr"])]
+          conflicts_with_all = ["slower", "culprits", "histogram", "csv", "json", "hdr", "openmetrics"])]
     stacks: Option<u32>,
 }
 
@@ -109,6 +112,16 @@ impl Args {
             stacks: self.stacks.is_some(),
         })
     }
+
+    /// Of a host with thousands of vCPUs somebody may want no more than their sum.
+    fn metrics(&self) -> Metrics {
+        let by = match self.by {
+            None => metrics::By::Nothing,
+            Some(Breakdown::Vm) => metrics::By::Vm,
+            Some(Breakdown::Vcpu) => metrics::By::Vcpu,
+        };
+        Metrics::new(by, self.output.max_series)
+    }
 }
 
 fn main() -> ExitCode {
@@ -119,13 +132,14 @@ fn run(args: Args) -> Result<ExitCode> {
     let wanted = args.wanted()?;
     host::check_bpf()?;
     let mut hdr_file = args.output.hdr_file()?;
+    let metrics_target = args.output.metrics_target()?;
     host::show_libbpf_messages(args.output.verbose);
     let stop = Stop::install()?;
 
     let mut object = MaybeUninit::uninit();
     let mut tracer = Tracer::start(&wanted, &mut object)?;
     let mut ticker = Ticker::new(args.output.interval, args.output.count, args.output.duration);
-    let mut out = BufWriter::new(stdout().lock());
+    let mut out = args.output.report_output();
     let mut names = Names::default();
 
     if args.slower.is_some() {
@@ -138,7 +152,7 @@ fn run(args: Args) -> Result<ExitCode> {
     let unit = if args.milliseconds { Unit::Millis } else { Unit::Micros };
     let report = Report {
         format: Format::from(&args.output),
-        by_vm: args.by == Breakdown::Vm,
+        by_vm: args.by == Some(Breakdown::Vm),
         top: args.top as usize,
         late_percent: args.late,
         pictures: args.histogram.then_some(unit),
@@ -150,6 +164,8 @@ fn run(args: Args) -> Result<ExitCode> {
         Some(file) => Some(HdrLog::begin(file, &mut hdr_serializer, Timestamp::now(), "vcpulag")?),
         None => None,
     };
+    let mut openmetrics =
+        metrics_target.map(|to| OpenMetrics::begin(to, "vcpulag", args.metrics())).transpose()?;
     // Folded stacks are for programs that know no other lines.
     let mut stacks = args.stacks.map(|top| Stacks::new(top as usize));
     match stacks {
@@ -179,6 +195,9 @@ fn run(args: Args) -> Result<ExitCode> {
             None => report.interval(&mut out, &interval, &rows, &losses)?,
         }
         out.flush()?;
+        if let Some(openmetrics) = &mut openmetrics {
+            openmetrics.interval(&interval, |metrics| metrics.add(&interval, &rows, &losses))?;
+        }
         names.end_interval();
         tracer.forget(&reading, &gone, &mut earlier)?;
         lost += losses.lost();

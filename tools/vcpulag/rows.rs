@@ -154,7 +154,8 @@ impl Times {
         self
     }
 
-    fn add(&mut self, mut other: Self) {
+    /// Adds those of another vCPU, or of a later time.
+    pub fn add(&mut self, mut other: Self) {
         for (sum, n) in self.fields_mut().zip(other.fields_mut()) {
             *sum += *n;
         }
