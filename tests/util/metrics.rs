@@ -26,10 +26,14 @@ pub fn written(text: &str) -> Families {
     families
 }
 
-/// The families of a page: the items `.It Va NAME No (TYPE)` or `(TYPE by LABEL, LABEL)` of its section METRICS.
-pub fn documented(page: &str) -> Families {
+/// A page's section METRICS.
+pub fn section(page: &str) -> &str {
     let (_, section) = page.split_once("\n.Sh METRICS\n").expect("a section METRICS");
-    let section = section.split("\n.Sh ").next().unwrap_or(section);
+    section.split("\n.Sh ").next().unwrap_or(section)
+}
+
+/// The families that it has: items `.It Va NAME No (TYPE)` or `(TYPE by LABEL, LABEL)`.
+pub fn documented(page: &str) -> Families {
     let item = |line: &str| {
         let (name, rest) = line.strip_prefix(".It Va ")?.split_once(" No (")?;
         let rest = rest.strip_suffix(')').expect("a type in brackets");
@@ -37,7 +41,7 @@ pub fn documented(page: &str) -> Families {
         let labels = labels.split(", ").filter(|label| !label.is_empty()).map(str::to_owned);
         Some((name.to_owned(), (kind.to_owned(), labels.collect())))
     };
-    section.lines().filter_map(item).collect()
+    section(page).lines().filter_map(item).collect()
 }
 
 /// A page has all families of a text, and no others.

@@ -5,7 +5,7 @@
 //! `expfmt.TextParser`). It takes OpenMetrics' own `# UNIT` and `# EOF` for comments, refuses a whole file for a type
 //! that it does not know (`info`, `unknown`), and wants TYPE and HELP to name a counter as its sample is named:
 //! `x_total`, where OpenMetrics has `x`. So counters are declared by their whole name, and facts about the build are a
-//! gauge; the rest is OpenMetrics. Prometheus itself reads the result as either.
+//! gauge; the rest is OpenMetrics. Prometheus itself reads the result as either; strict parsers of OpenMetrics do not.
 
 mod buckets;
 mod series;
