@@ -206,6 +206,21 @@ impl Hist {
         self.add(slot / SLOTS, &octave, FIRST_EPOCH);
     }
 
+    /// Adds the values of another.
+    pub fn merge(&mut self, other: &Self) {
+        for (&slot, n) in &other.slots {
+            *self.slots.entry(slot).or_default() += n;
+        }
+        self.sum_ns += other.sum_ns;
+        self.min_ns = self.min_ns.into_iter().chain(other.min_ns).min();
+        self.max_ns = self.max_ns.max(other.max_ns);
+        for (own, others) in [(&mut self.micros, &other.micros), (&mut self.millis, &other.millis)]
+        {
+            own.resize(own.len().max(others.len()), 0);
+            own.iter_mut().zip(others).for_each(|(own, n)| *own += n);
+        }
+    }
+
     /// How many values there are.
     pub fn count(&self) -> u64 {
         self.slots.values().sum()
@@ -352,6 +367,14 @@ mod tests {
                 let truth = values[rank - 1];
                 prop_assert!(seen.abs_diff(truth) as f64 <= truth as f64 / 63.0 + 1.0, "{} for {}", seen, truth);
             }
+        }
+
+        #[test]
+        fn merged_histograms_are_one_of_all_values(one in prop::collection::vec(0..1_u64 << 44, 0..50),
+                                                   other in prop::collection::vec(0..1_u64 << 44, 0..50)) {
+            let mut merged = Hist::of(one.iter().copied());
+            merged.merge(&Hist::of(other.iter().copied()));
+            prop_assert_eq!(merged, Hist::of(one.into_iter().chain(other)));
         }
 
         #[test]

@@ -1,5 +1,7 @@
 //! From figures to bytes: CSV through the csv crate, JSON lines through serde_json, the HdrHistogram interval log,
-//! and BCC's picture of a histogram. A row's figures are named once, for CSV and JSON alike.
+//! BCC's picture of a histogram, heat maps. A row's figures are named once, for CSV and JSON alike.
+
+pub mod heatmap;
 
 pub mod openmetrics;
 
