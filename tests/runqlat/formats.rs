@@ -156,3 +156,77 @@ fn text_is_bccs_and_fits_80_columns() {
         ended.stdout.lines().filter(|line| jiff::civil::Time::strptime("%H:%M:%S", line).is_ok());
     assert_eq!(clocks.count(), 2, "{}", ended.stdout);
 }
+
+/// What comes out of a terminal of 200 columns, in which a shell runs this command.
+fn in_a_terminal(command: &str) -> String {
+    let script = format!("stty rows 24 cols 200; TERM=xterm-256color {command}");
+    let output = Command::new("timeout")
+        .args(["30", "script", "-qec", &script, "/dev/null"])
+        .env_remove("NO_COLOR")
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// The lines of a heat map that begin with a time of day: what is between the bars.
+fn heat_lines(text: &str) -> Vec<&str> {
+    let is_clock = |clock: &str| jiff::civil::Time::strptime("%H:%M:%S", clock).is_ok();
+    let lines = text.lines().filter_map(|line| line.split_once('|'));
+    lines.filter(|(clock, _)| is_clock(clock)).map(|(_, rest)| rest).collect()
+}
+
+#[test]
+fn a_heat_map_is_plain_where_it_is_no_terminal_or_colours_are_not_wanted() {
+    let _alone = alone();
+    let map = Tool::start("env", &["-u", "NO_COLOR", RUNQLAT, "--heatmap", "0.2", "3"]).wait();
+    assert!(map.status.success(), "{}", map.stderr);
+    let lines = heat_lines(&map.stdout);
+    assert_eq!(lines.len(), 3, "{}", map.stdout);
+    for line in lines {
+        let (cells, figures) = line.split_once('|').unwrap();
+        assert!(cells.len() == 40 && cells.trim() != "", "{line}");
+        assert_eq!(figures.split_whitespace().count(), 5, "{line}");
+    }
+    assert!(map.stdout.lines().all(|line| line.len() <= 80), "{}", map.stdout);
+    assert!(map.stdout.chars().all(|c| c == '\n' || !c.is_control()), "{:?}", map.stdout);
+
+    let forced = ["-u", "NO_COLOR", "CLICOLOR_FORCE=1", RUNQLAT, "--heatmap", "0.2", "1"];
+    let forced = Tool::start("env", &forced).wait().stdout;
+    assert!(heat_lines(&forced)[0].contains("\x1b[48;5;"), "{forced:?}");
+
+    let wide = in_a_terminal(&format!("{RUNQLAT} --heatmap 0.2 1"));
+    assert!(heat_lines(&wide)[0].contains("\x1b[48;5;"), "{wide:?}");
+    let wide = in_a_terminal(&format!("NO_COLOR=1 {RUNQLAT} --heatmap 0.2 1"));
+    assert!(!wide.contains('\x1b'), "{wide:?}");
+    assert_eq!(heat_lines(&wide)[0].split_once('|').unwrap().0.len(), 160, "{wide}");
+}
+
+#[test]
+fn a_heat_map_shows_the_waits_of_the_hdr_log() {
+    let _alone = alone();
+    let dir = TempDir::new("heat");
+    let log = dir.join("waits.hlog");
+    let args = ["--heatmap", "--hdr", log.to_str().unwrap(), "0.5", "1"];
+    let map = Tool::start(RUNQLAT, &args).wait().stdout;
+    let log = fs::read(&log).unwrap();
+    let entry = IntervalLogIterator::new(&log).find_map(|entry| match entry.unwrap() {
+        LogEntry::Interval(entry) => Some(decode(entry.encoded_histogram())),
+        _ => None,
+    });
+    let waits = entry.unwrap();
+    let line = heat_lines(&map)[0];
+    let (cells, figures) = line.split_once('|').unwrap();
+    assert_eq!(figures.split_whitespace().next().unwrap(), waits.len().to_string());
+    // Half a power of two each, from 2^10 ns on.
+    let from = |cell: u64| if cell == 0 { 0 } else { (2 + cell % 2) << (9 + cell / 2) };
+    for (cell, i) in cells.chars().zip(0..) {
+        let (from, to) = (from(i), if i == 39 { u64::MAX } else { from(i + 1) });
+        let n = waits.iter_recorded().filter(|v| (from..to).contains(&v.value_iterated_to()));
+        let n: u64 = n.map(|v| v.count_at_value()).sum();
+        let share = 100.0 * n as f64 / waits.len() as f64;
+        let steps = [0.0, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0];
+        let step = steps.iter().rposition(|step| n > 0 && share >= *step);
+        assert_eq!(cell, step.map_or(' ', |step| b".:-=+*#@"[step].into()), "{i}: {share}\n{map}");
+    }
+}

@@ -138,6 +138,32 @@ fn an_hdr_log_has_the_waits_of_each_row() {
 }
 
 #[test]
+fn a_heat_map_has_a_line_of_all_vcpus_for_each_interval() {
+    let _alone = alone();
+    let guests = some_guests();
+    let args = ["-c", &guests.cgroup(), "--heatmap", "0.5", "2"];
+    let map = Tool::start(VCPULAG, &args).wait();
+    guests.end();
+    assert!(map.status.success(), "{}", map.stderr);
+    let lines: Vec<_> = map.stdout.lines().filter(|line| line.contains('|')).collect();
+    assert_eq!(lines.len(), 2, "{}", map.stdout);
+    for line in lines {
+        let figures: Vec<_> = line.rsplit_once('|').unwrap().1.split_whitespace().collect();
+        let [count, _, _, share, _] = figures[..] else { panic!("{line}") };
+        assert!(count.parse::<u64>().is_ok(), "{line}");
+        // Five that spin; others may want the CPUs, too.
+        let share: f64 = share.strip_suffix('%').unwrap().parse().unwrap();
+        let at_least = 100.0 * (1.0 - cpus() as f64 / 5.0);
+        assert!((at_least - 10.0..=100.0).contains(&share), "{line}");
+    }
+    assert!(map.stdout.lines().all(|line| line.len() <= 80), "{}", map.stdout);
+}
+
+fn cpus() -> usize {
+    std::thread::available_parallelism().unwrap().get()
+}
+
+#[test]
 fn text_fits_80_columns() {
     let _alone = alone();
     let guests = some_guests();

@@ -1,5 +1,6 @@
 //! runqlat: how long do runnable tasks wait for a CPU?
 
+mod heat;
 mod metrics;
 mod report;
 mod rows;
@@ -14,12 +15,14 @@ use clap::{ArgGroup, Parser, ValueEnum};
 use common::args::{CpuList, OutputArgs, TaskFilterArgs};
 use common::hist::Unit;
 use common::host;
+use common::output::heatmap::Look;
 use common::output::openmetrics::OpenMetrics;
 use common::output::{Format, HdrLog, HdrSerializer};
 use common::session::{self, Stop, Ticker};
 use common::vms::Names;
 use jiff::Timestamp;
 
+use heat::Heat;
 use metrics::Metrics;
 use report::{By, Report};
 use rows::Earlier;
@@ -61,6 +64,10 @@ struct Args {
     /// A histogram per PID namespace, as --by pidns
     #[arg(long)]
     pidnss: bool,
+
+    /// A heat map: a line for each interval, latency across, in colour on a terminal
+    #[arg(long, requires = "interval", conflicts_with_all = ["csv", "json", "breakdown", "milliseconds"])]
+    heatmap: bool,
 }
 
 #[derive(ValueEnum, Clone, Copy, Debug)]
@@ -118,6 +125,7 @@ fn run(args: Args) -> Result<ExitCode> {
         timestamp: args.output.timestamp,
         has_books: tracer.has_books(),
     };
+    let mut heat = args.heatmap.then(|| Heat::new(Look::of_stdout()));
     let mut hdr_serializer = HdrSerializer::new();
     let mut hdr = match &mut hdr_file {
         Some(file) => Some(HdrLog::begin(file, &mut hdr_serializer, Timestamp::now(), "runqlat")?),
@@ -148,7 +156,10 @@ fn run(args: Args) -> Result<ExitCode> {
                 hdr.append(&reading.interval, row.key.title().as_deref(), &row.hist)?;
             }
         }
-        report.interval(&mut out, &reading.interval, &rows, &reading.losses)?;
+        match &mut heat {
+            Some(heat) => heat.line(&mut out, &reading.interval, &rows, &reading.losses)?,
+            None => report.interval(&mut out, &reading.interval, &rows, &reading.losses)?,
+        }
         out.flush()?;
         if let Some(openmetrics) = &mut openmetrics {
             openmetrics.interval(&reading.interval, |metrics| {
@@ -168,6 +179,10 @@ fn run(args: Args) -> Result<ExitCode> {
             session::complain("runqlat", &sentence);
             break;
         }
+    }
+    if let Some(heat) = &heat {
+        heat.end(&mut out)?;
+        out.flush()?;
     }
     Ok(args.output.exit_code(lost))
 }

@@ -83,13 +83,20 @@ impl Losses {
 }
 
 impl Losses {
+    /// Adds those of another interval.
+    pub fn add(&mut self, other: &Self) {
+        self.lost += other.lost;
+        self.unbooked += other.unbooked;
+        self.reconstructed += other.reconstructed;
+    }
+
     /// A sentence if anything is missing.
     pub fn warning(&self) -> Option<String> {
         (self.lost > 0).then(|| format!("lost {}: no room for them", waits(self.lost)))
     }
 
     /// What is not wrong, but worth knowing.
-    fn notes(&self) -> Vec<String> {
+    pub fn notes(&self) -> Vec<String> {
         let Self { unbooked, reconstructed, .. } = *self;
         let all = [
             (unbooked, format!("no times for {}: preempted on the way to sleep", waits(unbooked))),

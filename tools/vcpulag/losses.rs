@@ -32,6 +32,16 @@ impl Losses {
         }
     }
 
+    /// Adds those of another interval.
+    pub fn add(&mut self, other: &Self) {
+        self.vcpus += other.vcpus;
+        self.waits += other.waits;
+        self.missed += other.missed;
+        self.unseen += other.unseen;
+        self.unnamed_ns += other.unnamed_ns;
+        self.untold += other.untold;
+    }
+
     /// What is in no row, or may be.
     pub fn lost(&self) -> u64 {
         self.vcpus + self.waits + self.missed

@@ -1,5 +1,6 @@
 //! vcpulag: how late do vCPUs run, why, and who ran instead?
 
+mod heat;
 mod losses;
 mod matrix;
 mod metrics;
@@ -20,12 +21,14 @@ use clap::{Parser, ValueEnum};
 use common::args::{OutputArgs, TaskFilterArgs, parse_micros};
 use common::hist::Unit;
 use common::host;
+use common::output::heatmap::Look;
 use common::output::openmetrics::OpenMetrics;
 use common::output::{Format, HdrLog, HdrSerializer};
 use common::session::{self, Stop, Ticker};
 use common::vms::Names;
 use jiff::Timestamp;
 
+use heat::Heat;
 use metrics::Metrics;
 use report::{NamedRow, Report, culprit_name};
 use rows::{Earlier, Row};
@@ -83,6 +86,11 @@ struct Args {
           value_parser = clap::value_parser!(u32).range(1..),
           conflicts_with_all = ["slower", "culprits", "histogram", "csv", "json", "hdr", "openmetrics"])]
     stacks: Option<u32>,
+
+    /// A heat map of all their waits: a line for each interval, latency across, in colour on a terminal
+    #[arg(long, requires = "interval",
+          conflicts_with_all = ["csv", "json", "by", "top", "late", "culprits", "histogram", "slower", "stacks"])]
+    heatmap: bool,
 }
 
 #[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
@@ -159,6 +167,7 @@ fn run(args: Args) -> Result<ExitCode> {
         matrix: args.culprits,
         timestamp: args.output.timestamp,
     };
+    let mut heat = args.heatmap.then(|| Heat::new(Look::of_stdout()));
     let mut hdr_serializer = HdrSerializer::new();
     let mut hdr = match &mut hdr_file {
         Some(file) => Some(HdrLog::begin(file, &mut hdr_serializer, Timestamp::now(), "vcpulag")?),
@@ -190,9 +199,12 @@ fn run(args: Args) -> Result<ExitCode> {
                 hdr.append(&interval, Some(&row.title()), &row.row.waits)?;
             }
         }
-        match &mut stacks {
-            Some(stacks) => stacks.write(&mut out, &tracer.blocks()?)?,
-            None => report.interval(&mut out, &interval, &rows, &losses)?,
+        match (&mut stacks, &mut heat) {
+            (Some(stacks), _) => stacks.write(&mut out, &tracer.blocks()?)?,
+            (None, Some(heat)) => {
+                heat.line(&mut out, &interval, rows.iter().map(|named| &named.row), &losses)?;
+            }
+            (None, None) => report.interval(&mut out, &interval, &rows, &losses)?,
         }
         out.flush()?;
         if let Some(openmetrics) = &mut openmetrics {
@@ -211,6 +223,10 @@ fn run(args: Args) -> Result<ExitCode> {
             session::complain("vcpulag", &sentence);
             break;
         }
+    }
+    if let Some(heat) = &heat {
+        heat.end(&mut out)?;
+        out.flush()?;
     }
     Ok(args.output.exit_code(lost))
 }
