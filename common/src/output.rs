@@ -84,7 +84,8 @@ pub fn write_csv_header<'a>(
     write_csv_record(out, columns.into_iter().map(Value::from))
 }
 
-/// Writes the fields' values as a CSV line.
+/// Writes the fields' values as a CSV line. Names that would be taken for something else are in quotation marks of
+/// their own.
 pub fn write_csv_row(out: &mut dyn Write, fields: impl IntoIterator<Item = Field>) -> Result<()> {
     write_csv_record(out, fields.into_iter().map(|(_, value)| value))
 }
@@ -93,12 +94,28 @@ fn write_csv_record(out: &mut dyn Write, values: impl Iterator<Item = Value>) ->
     let mut line = csv::Writer::from_writer(Vec::new());
     line.write_record(values.map(|value| match value {
         Value::Null => String::new(),
+        Value::String(text) if is_mistakable(&text) => format!("\"{text}\""),
         Value::String(text) => text,
         other => other.to_string(),
     }))?;
     let bytes = line.into_inner().map_err(|err| err.into_error())?;
     out.write_all(&bytes)?;
     Ok(())
+}
+
+/// Words that pandas takes for a figure that is not there.
+const NO_FIGURE: [&str; 14] = [
+    "NA", "N/A", "n/a", "NULL", "null", "None", "<NA>", "#NA", "#N/A", "#N/A N/A", "1.#IND",
+    "-1.#IND", "1.#QNAN", "-1.#QNAN",
+];
+
+/// Whether who finds the types of columns by itself would not take a name for text. A guest may be called 101, a
+/// process null: it would be of another type than others, or missing where names are grouped.
+fn is_mistakable(name: &str) -> bool {
+    let word = name.trim();
+    let is_truth = ["true", "false"].iter().any(|truth| word.eq_ignore_ascii_case(truth));
+    // Not-a-number and infinity are numbers here.
+    is_truth || word.parse::<f64>().is_ok() || NO_FIGURE.contains(&word)
 }
 
 /// Writes the fields as a JSON object on a line of its own.
@@ -286,6 +303,24 @@ mod tests {
             write_csv_row(out, fields).unwrap();
         });
         assert_eq!(line, "\"a,\"\"b\"\"\",7,\n");
+    }
+
+    #[test]
+    fn names_that_look_like_figures_are_text_in_csv() {
+        let names = ["101", "null", "nan", "-inf", " 1e5", "True", "NA"];
+        let line = written(|out| {
+            let fields = names.map(|name| ("vm", name.into()));
+            write_csv_row(out, fields.into_iter().chain([("count", 7.into())])).unwrap();
+        });
+        let read = csv::ReaderBuilder::new().has_headers(false).from_reader(line.as_bytes());
+        let row = read.into_records().next().unwrap().unwrap();
+        let expected = names.iter().map(|name| format!("\"{name}\"")).chain(["7".to_owned()]);
+        assert!(row.iter().eq(expected), "{line}");
+        let json = written(|out| write_json_line(out, [("vm", "101".into())]).unwrap());
+        assert_eq!(json, "{\"vm\":\"101\"}\n");
+        for name in ["loadgen-0001", "web", "none", "0x3f8", "1-1", "unknown(7)", "", "nano"] {
+            assert!(!is_mistakable(name), "{name}");
+        }
     }
 
     #[test]
