@@ -3,7 +3,7 @@
 PREFIX ?= /usr/local
 export DESTDIR PREFIX
 
-.PHONY: all demo test test-kernels vm bench install
+.PHONY: all demo test test-kernels vm bench notebooks install
 
 all:
 	packaging/install-deps build
@@ -38,6 +38,10 @@ bench:
 	cargo bench --bench runqlat --bench kvmexits --bench vcpulag --bench ksmstat
 	cargo bench -p loadgen --bench creation
 	tests/vm/bench
+
+notebooks: all
+	rm -rf packaging/notebooks/data
+	packaging/notebooks/record target/release packaging/notebooks/data
 
 install:
 	cargo build --release --workspace
