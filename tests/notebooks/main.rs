@@ -43,7 +43,7 @@ fn record(dir: &Path) {
     let _ksm = Ksm::take();
     let tools = Path::new(env!("CARGO_BIN_EXE_runqlat")).parent().unwrap();
     assert!(Path::new(&loadgen()).exists());
-    let ramp = ["3", "--to", "23", "--step", "10", "--hold", "2"];
+    let ramp = ["2", "--to", "23", "--step", "10", "--hold", "2"];
     let mut command = Command::new("timeout");
     command.arg("120").arg(packaging().join("record")).args([tools, dir]).args(ramp);
     let steps = succeeded(&command.output().unwrap());
