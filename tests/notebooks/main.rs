@@ -78,7 +78,8 @@ fn notebooks_show_what_was_just_recorded() {
     assert_eq!(steps, [10, 20, 23]);
     let waits = total(&rows(&ramp.join("runqlat-buckets.csv")), "count");
     let vms = rows(&ramp.join("vcpulag.csv")).len();
-    assert!(waits > 0 && vms >= 53, "{waits} {vms}");
+    // A guest that had no CPU yet has not been seen by vcpulag.
+    assert!(waits > 0 && vms >= 23, "{waits} {vms}");
     let text = shown[1]["text"].as_str().unwrap();
     let (first, told) = text.split_once('\n').unwrap();
     assert!(first.starts_with("23 guests on "), "{text}");
