@@ -147,11 +147,11 @@ impl Row {
         if let Some(churn) = &self.churn {
             parts.extend(churn.parts());
         }
-        let last = parts.len().saturating_sub(1);
-        let word = |(i, part): (usize, String)| {
-            format!("{}{part}{}", if i == 0 { "  " } else { "" }, if i < last { ";" } else { "" })
-        };
-        parts.into_iter().enumerate().map(word).collect()
+        // Lines are broken after punctuation only.
+        let text = parts.join("; ");
+        let phrases = text.split_inclusive([',', ';']).map(str::trim_start);
+        let indent = |i: usize| if i == 0 { "  " } else { "" };
+        phrases.enumerate().map(|(i, phrase)| format!("{}{phrase}", indent(i))).collect()
     }
 
     /// The names of [`Row::write_text`]'s columns.
