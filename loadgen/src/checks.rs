@@ -67,7 +67,8 @@ fn check_limits(kvm: &Kvm, spec: &Spec, at_once: bool) -> Result<()> {
 
 /// Refuses merging without KSM.
 fn check_merging(spec: &Spec) -> Result<()> {
-    if spec.memory.is_some() && spec.mem_merge && !ksm::exists() {
+    let has_any = spec.memory.is_some() || spec.linux.is_some();
+    if has_any && spec.mem_merge && !ksm::exists() {
         return Err(host_cannot(
             "this kernel has no KSM (CONFIG_KSM), which is to merge memory: use --mem-merge off",
         ));

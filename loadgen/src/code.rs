@@ -270,7 +270,7 @@ impl Entry {
     /// Where a vCPU starts.
     pub(crate) fn first(workload: Workload) -> Self {
         match workload {
-            Workload::Spin => Self::Spin,
+            Workload::Spin | Workload::Linux => Self::Spin,
             Workload::Idle { .. } | Workload::Duty { .. } => Self::Timed,
             Workload::Exits(_) => Self::Exits,
         }
@@ -280,7 +280,9 @@ impl Entry {
     pub(crate) fn on_tick(workload: Workload) -> Self {
         match workload {
             Workload::Exits(_) => Self::OnWake,
-            Workload::Spin | Workload::Idle { .. } | Workload::Duty { .. } => Self::OnTick,
+            Workload::Spin | Workload::Idle { .. } | Workload::Duty { .. } | Workload::Linux => {
+                Self::OnTick
+            }
         }
     }
 
@@ -288,7 +290,9 @@ impl Entry {
     pub(crate) fn on_int3(workload: Workload) -> Self {
         match workload {
             Workload::Exits(_) => Self::OnRequest,
-            Workload::Spin | Workload::Idle { .. } | Workload::Duty { .. } => Self::OnWait,
+            Workload::Spin | Workload::Idle { .. } | Workload::Duty { .. } | Workload::Linux => {
+                Self::OnWait
+            }
         }
     }
 

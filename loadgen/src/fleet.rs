@@ -20,12 +20,13 @@ use crate::guest::{self, Guest, Plan};
 use crate::image;
 use crate::janitor::Janitor;
 use crate::ksm;
+use crate::linux::Linux;
 use crate::memory::Memory;
 use crate::process::{self, Ended};
 use crate::record::{PAGE_SIZE, VcpuPage};
 use crate::room::{Each, Room};
 use crate::shared::{Control, Shared};
-use crate::truth::{IoThread, MemoryTruth, OfVm, Truth};
+use crate::truth::{self, IoThread, MemoryTruth, OfVm, Truth};
 use crate::workload::Workload;
 use churn::Turnover;
 pub use churn::{ChurnRate, Churned};
@@ -56,9 +57,11 @@ pub struct Spec {
     pub memory_bytes: u64,
     /// What every vCPU does.
     pub workload: Workload,
+    /// What guests boot with the workload [`Workload::Linux`], and only with that; they have one vCPU.
+    pub linux: Option<Linux>,
     /// Memory that is filled before the start, and rewritten during the run: the first part of `memory_bytes`.
     pub memory: Option<Memory>,
-    /// Whether KSM may merge that memory.
+    /// Whether KSM may merge that memory, or all memory of guests that boot Linux.
     pub mem_merge: bool,
     /// How long the VMM sleeps before it answers an exit to userspace that the workload asked for.
     pub vmm_sleep: Duration,
@@ -85,9 +88,22 @@ impl Spec {
         fresh_pages * PAGE_SIZE as u64 + self.memory.map_or(0, |memory| memory.bytes)
     }
 
+    /// Memory of each guest that is written to before the start.
+    pub fn filled_bytes(&self) -> u64 {
+        let loaded = self.linux.as_ref().map_or(0, Linux::bytes);
+        loaded + self.memory.map_or(0, |memory| memory.bytes)
+    }
+
     /// Refuses what no host could do.
     fn check(&self) -> Result<()> {
         self.controls.check()?;
+        if let Some(linux) = &self.linux {
+            // The ACPI tables have one.
+            if self.vcpus > 1 {
+                return Err(usage("guests that boot Linux have one vCPU: leave out --vcpus"));
+            }
+            linux.check(self.memory_bytes)?;
+        }
         if self.touched_bytes() > image::MAPPED_MEMORY {
             let filled = self.memory.map_or(0, |memory| memory.bytes);
             let most = image::MAPPED_MEMORY.saturating_sub(filled) / PAGE_SIZE as u64;
@@ -251,6 +267,13 @@ impl Fleet {
         Some(Duration::from_nanos(started.max()? - earliest_ns))
     }
 
+    /// How long each of the guests took to boot Linux, from its first instruction until it was ready, in nanoseconds;
+    /// none inside if it has not become so. None if guests do not boot Linux.
+    pub fn boots_ns(&self) -> Option<impl Iterator<Item = Option<u64>>> {
+        self.plan.linux.as_ref()?;
+        Some((0..self.created).map(|vm| truth::boot_ns(self.page(vm, 0))))
+    }
+
     /// The number of each guest, and how many rounds of the workload's loop it has done, its vCPUs together.
     pub fn iterations(&self) -> impl Iterator<Item = (u32, u64)> {
         let of = |vm, vcpu| self.page(vm, vcpu).iterations.load(Relaxed);
@@ -311,6 +334,9 @@ impl Fleet {
         self.reap(false);
         (0..self.created).for_each(|vm| self.tell_to_leave(vm));
         self.shared.control().leave();
+        if self.living > 0 {
+            self.end_linux(-self.group);
+        }
         self.cgroup.lift_cpu();
         let mut killed = 0;
         let mut last_left = start;
@@ -468,7 +494,12 @@ impl Fleet {
             self.living -= 1;
             let is_done = self.plan.workload.ends_by_itself();
             let may_leave = told_to_leave || self.note_left(pid.unsigned_abs()) || is_done;
-            if !(may_leave && ended == Ended::Exited(0)) {
+            let has_left = match ended {
+                Ended::Exited(0) => true,
+                Ended::Killed(libc::SIGTERM) => self.plan.linux.is_some(),
+                _ => false,
+            };
+            if !(may_leave && has_left) {
                 let sentence = self.why(pid.unsigned_abs(), ended);
                 self.failures.push(sentence);
             }
@@ -489,7 +520,9 @@ impl Fleet {
         let name = guest::name(self.number(vm));
         for vcpu in 0..self.plan.vcpus {
             if let Some(failure) = self.page(vm, vcpu).failure() {
-                return format!("`{name}` vCPU {vcpu}: {failure}");
+                let linux = self.plan.linux.as_ref();
+                let last_words = linux.map_or_else(String::new, |linux| linux.last_words(vm));
+                return format!("`{name}` vCPU {vcpu}: {failure}{last_words}");
             }
         }
         match self.cgroup.memory_kill(self.number(vm)) {
@@ -497,6 +530,15 @@ impl Fleet {
                 format!("`{name}` was killed by the kernel: {limit}")
             }
             _ => format!("`{name}` {ended}"),
+        }
+    }
+
+    /// Ends a guest that has not been waited for, or with their process group (negative) all of them, if they boot Linux:
+    /// that takes no notice of being told to leave.
+    fn end_linux(&self, pid: libc::pid_t) {
+        if self.plan.linux.is_some() {
+            // SAFETY: kill has no memory to go wrong with.
+            unsafe { libc::kill(pid, libc::SIGTERM) };
         }
     }
 

@@ -24,6 +24,7 @@ use crate::exits_code::PIO_PORT;
 use crate::fleet::Spec;
 use crate::image::{self, IMAGE_SIZE, MMIO_GPA};
 use crate::io;
+use crate::linux::{LinuxPlan, Machine};
 use crate::memory::Memory;
 use crate::numa::Node;
 use crate::priority::Priority;
@@ -50,6 +51,8 @@ pub(crate) struct Plan {
     pub(crate) threads: u32,
     pub(crate) memory_bytes: u64,
     pub(crate) workload: Workload,
+    /// What guests boot that are not ours.
+    pub(crate) linux: Option<LinuxPlan>,
     /// The memory to fill: the first part of the guest's own.
     pub(crate) memory: Option<Memory>,
     /// Whether KSM may merge it.
@@ -99,6 +102,7 @@ impl Plan {
             threads: spec.threads(),
             memory_bytes: spec.memory_bytes.max(spec.touched_bytes()),
             workload: spec.workload,
+            linux: LinuxPlan::of(kvm, &supported, spec)?,
             memory: spec.memory,
             mem_merge: spec.mem_merge,
             vmm_sleep: spec.vmm_sleep,
@@ -200,27 +204,31 @@ impl Guest<'_> {
         if let Some(node) = self.plan.node {
             node.bind_thread().map_err(of_io(Step::BindMemory))?;
         }
+        if let Some(plan) = &self.plan.linux {
+            // Linux takes no notice of what the parent writes to tell it to leave.
+            process::die_of_sigterm();
+            let machine = Machine::create(&kvm, plan, self.number)?;
+            self.hold()?;
+            self.run_beside_io_thread(|| self.run_linux(plan, machine));
+            return Ok(());
+        }
         let vm = self.create_vm(&kvm)?;
         let first = self.create_vcpu(&vm, 0)?;
         let others = (1..self.plan.vcpus).map(|vcpu| self.create_vcpu(&vm, vcpu));
         let others: Vec<VcpuFd> = others.collect::<Result<_, _>>()?;
-        self.plan.priority.apply().map_err(of_io(Step::SetPriority))?;
-        self.plan.placement.bind().map_err(of_io(Step::Bind))?;
-        match self.plan.io_thread_percent {
-            None => self.run_vcpus(first, others),
-            Some(percent) => self.run_with_io_thread(first, others, percent),
-        }
+        self.hold()?;
+        self.run_beside_io_thread(|| self.run_vcpus(first, others));
         Ok(())
     }
 
+    /// Holds the process to what is asked for, when what would suffer from it has been done.
+    fn hold(&self) -> Result<(), Failure> {
+        self.plan.priority.apply().map_err(of_io(Step::SetPriority))?;
+        self.plan.placement.bind().map_err(of_io(Step::Bind))
+    }
+
     fn create_vm(&self, kvm: &Kvm) -> Result<VmFd, Failure> {
-        let vm = loop {
-            match kvm.create_vm() {
-                Err(e) if e.errno() == libc::EINTR => {}
-                result => break result.map_err(of_kvm(Step::CreateVm))?,
-            }
-        };
-        vm.set_tss_address(image::KVM_TSS_GPA).map_err(of_kvm(Step::SetTssAddress))?;
+        let vm = create_vm(kvm)?;
         if self.plan.workload.has_apic() {
             self.create_irqchip(&vm)?;
         }
@@ -318,8 +326,9 @@ impl Guest<'_> {
         });
     }
 
-    /// The same with one more thread beside them, for as long as there are any.
-    fn run_with_io_thread(&self, first: VcpuFd, others: Vec<VcpuFd>, percent: u32) {
+    /// Runs the guest, with one more thread beside it if that is asked for.
+    fn run_beside_io_thread(&self, run: impl FnOnce()) {
+        let Some(percent) = self.plan.io_thread_percent else { return run() };
         let page = self.page(0);
         thread::scope(|scope| {
             let thread = self.spawn(scope, 0, "io", || {
@@ -328,7 +337,7 @@ impl Guest<'_> {
                     io::burn(page, percent);
                 }
             });
-            self.run_vcpus(first, others);
+            run();
             page.stop.store(1, Relaxed);
             thread.unpark();
         });
@@ -366,8 +375,8 @@ impl Guest<'_> {
         control.run.wait(self.number)
     }
 
-    /// Waits for the start, then runs the vCPU until the guest has left.
-    fn run_vcpu(&self, number: u32, mut vcpu: VcpuFd) {
+    /// Takes its place on the CPUs as the thread of a vCPU, says that it is there, and waits for the start.
+    fn settle(&self, number: u32) -> Order {
         let page = self.page(number);
         page.tid.store(process::gettid(), Relaxed);
         if let Err(e) = self.plan.placement.pin(self.place * self.plan.vcpus + number) {
@@ -376,14 +385,30 @@ impl Guest<'_> {
         if number == 0 {
             page.creation_ns.store(ns_since(self.forked), Relaxed);
         }
-        if self.wait_for_start() == Order::Leave {
+        let order = self.wait_for_start();
+        if order == Order::GoOn {
+            if number == 0 {
+                page.started_ns.store(ns_since(self.plan.begun), Relaxed);
+            }
+            // None spins before all have come so far: thousands would take many seconds for a slice each.
+            thread::yield_now();
+        }
+        order
+    }
+
+    /// Waits for the start, then runs Linux until the parent's signal ends it: it is not to end in any other way.
+    fn run_linux(&self, plan: &LinuxPlan, machine: Machine) {
+        if self.settle(0) == Order::GoOn {
+            let failure = machine.run(plan, self.place, self.page(0));
+            self.die(0, failure);
+        }
+    }
+
+    /// Waits for the start, then runs the vCPU until the guest has left.
+    fn run_vcpu(&self, number: u32, mut vcpu: VcpuFd) {
+        if self.settle(number) == Order::Leave {
             return;
         }
-        if number == 0 {
-            page.started_ns.store(ns_since(self.plan.begun), Relaxed);
-        }
-        // None spins before all have come so far: thousands would take many seconds for a slice each.
-        thread::yield_now();
         loop {
             match vcpu.run() {
                 Ok(VcpuExit::IoOut(STOP_PORT, _)) => return,
@@ -414,8 +439,26 @@ impl Guest<'_> {
     }
 }
 
+/// A virtual machine without anything in it.
+pub(crate) fn create_vm(kvm: &Kvm) -> Result<VmFd, Failure> {
+    let vm = loop {
+        match kvm.create_vm() {
+            Err(e) if e.errno() == libc::EINTR => {}
+            result => break result.map_err(of_kvm(Step::CreateVm))?,
+        }
+    };
+    vm.set_tss_address(image::KVM_TSS_GPA).map_err(of_kvm(Step::SetTssAddress))?;
+    Ok(vm)
+}
+
 /// Gives the guest memory: a mapping of this process that is never unmapped.
-fn set_slot(vm: &VmFd, slot: u32, gpa: u64, size: u64, memory: NonNull<u8>) -> Result<(), Failure> {
+pub(crate) fn set_slot(
+    vm: &VmFd,
+    slot: u32,
+    gpa: u64,
+    size: u64,
+    memory: NonNull<u8>,
+) -> Result<(), Failure> {
     let region = kvm_userspace_memory_region {
         slot,
         flags: 0,
@@ -437,11 +480,11 @@ fn in_memory(bytes: u64) -> usize {
     usize::try_from(bytes).unwrap_or(usize::MAX)
 }
 
-fn of_kvm(step: Step) -> impl Fn(kvm_ioctls::Error) -> Failure {
+pub(crate) fn of_kvm(step: Step) -> impl Fn(kvm_ioctls::Error) -> Failure {
     move |e| Failure::errno(step, e.errno())
 }
 
-fn of_io(step: Step) -> impl Fn(std::io::Error) -> Failure {
+pub(crate) fn of_io(step: Step) -> impl Fn(std::io::Error) -> Failure {
     move |e| Failure::errno(step, e.raw_os_error().unwrap_or_default())
 }
 

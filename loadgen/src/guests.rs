@@ -5,9 +5,10 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::ValueEnum;
 use common::session::usage;
-use loadgen::{Memory, Part, Spec, Workload, parse_size};
+use loadgen::{Linux, Memory, Part, Spec, Workload, parse_size};
 
 use crate::control_args::ControlArgs;
+use crate::linux_args::LinuxArgs;
 
 /// The longest `--vmm-sleep`: a guest must see within the fleet's patience that it is to leave.
 const MAX_SLEEP_MS: f64 = 1_000.0;
@@ -20,13 +21,14 @@ pub(crate) struct GuestArgs {
           value_parser = clap::value_parser!(u32).range(1..=i64::from(Spec::MAX_VCPUS)))]
     vcpus: u32,
     /// Memory of each guest: bytes, or a number with K, M or G; none of it exists before it is touched
-    #[arg(long, value_name = "SIZE", default_value = "0", value_parser = size)]
-    memory: u64,
+    /// [default: 0; with --linux 128M]
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    memory: Option<u64>,
     /// What the guests do: spin, idle, idle=HZ, duty=PCT or exits=KIND:COUNT[@RATE],...; and, alone or given beside one
     /// of these, memory=SIZE[,duplicate=PCT][,zero=PCT][,rewrite=PCT/s|PCT/signal]
     #[arg(long, value_name = "WORKLOAD", default_value = "spin")]
     workload: Vec<Part>,
-    /// Whether KSM may merge the memory of memory=SIZE, as QEMU's mem-merge [default: on]
+    /// Whether KSM may merge the memory of memory=SIZE, or of --linux, as QEMU's mem-merge [default: on]
     #[arg(long, value_name = "on|off")]
     mem_merge: Option<Switch>,
     /// Sleep so many milliseconds before answering an exit to userspace (pio, mmio); fractions are allowed
@@ -35,6 +37,8 @@ pub(crate) struct GuestArgs {
     /// One more thread in each guest's process, which burns so many per cent of a CPU
     #[arg(long, value_name = "PCT", value_parser = clap::value_parser!(u32).range(1..=100))]
     io_thread: Option<u32>,
+    #[command(flatten)]
+    linux: LinuxArgs,
     #[command(flatten)]
     controls: ControlArgs,
 }
@@ -55,13 +59,19 @@ struct Work {
 impl GuestArgs {
     /// So many of them. Refuses options that would do nothing.
     pub(crate) fn spec(&self, vms: u32) -> Result<Spec> {
-        let work = work(&self.workload)?;
+        let linux = self.linux.linux()?;
+        let work = match linux {
+            Some(_) => Work { cpu: Workload::Linux, memory: None },
+            None => work(&self.workload)?,
+        };
         check(self, &work)?;
+        let default_memory = if linux.is_some() { Linux::MEMORY } else { 0 };
         Ok(Spec {
             vms,
             vcpus: self.vcpus,
-            memory_bytes: self.memory,
+            memory_bytes: self.memory.unwrap_or(default_memory),
             workload: work.cpu,
+            linux,
             memory: work.memory,
             mem_merge: self.mem_merge != Some(Switch::Off),
             vmm_sleep: self.vmm_sleep.unwrap_or_default(),
@@ -90,8 +100,11 @@ fn work(parts: &[Part]) -> Result<Work> {
 
 /// Refuses options that would do nothing.
 fn check(args: &GuestArgs, work: &Work) -> Result<()> {
-    if args.mem_merge.is_some() && work.memory.is_none() {
-        return Err(usage("--mem-merge needs memory that is filled: --workload memory=SIZE"));
+    let may_merge = work.memory.is_some() || work.cpu == Workload::Linux;
+    if args.mem_merge.is_some() && !may_merge {
+        return Err(usage(
+            "--mem-merge needs memory that is filled: --workload memory=SIZE, or --linux",
+        ));
     }
     let reach_the_vmm = matches!(work.cpu, Workload::Exits(exits) if exits.reach_the_vmm());
     if args.vmm_sleep.is_some() && !reach_the_vmm {

@@ -1,9 +1,11 @@
 //! The command line of loadgen.
 
+mod boots;
 mod check;
 mod churn;
 mod control_args;
 mod guests;
+mod linux_args;
 mod ramp;
 mod run;
 mod signals;

@@ -3,9 +3,11 @@
 use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Write as _};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd as _, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process;
+use std::ptr;
 
 use anyhow::{Context as _, Result, bail};
 
@@ -87,6 +89,18 @@ impl Name {
     pub(crate) fn set(&self) {
         // SAFETY: PR_SET_NAME reads up to the NUL, which is at the end if nowhere before.
         unsafe { libc::prctl(libc::PR_SET_NAME, self.0.as_ptr()) };
+    }
+}
+
+/// Lets SIGTERM end this process at once, whatever the parent does with it. None of the calls can fail.
+pub(crate) fn die_of_sigterm() {
+    let mut sigterm = MaybeUninit::uninit();
+    // SAFETY: sigemptyset initialises the set that the next calls use; the default action runs no code of ours.
+    unsafe {
+        libc::signal(libc::SIGTERM, libc::SIG_DFL);
+        libc::sigemptyset(sigterm.as_mut_ptr());
+        libc::sigaddset(sigterm.as_mut_ptr(), libc::SIGTERM);
+        libc::pthread_sigmask(libc::SIG_UNBLOCK, sigterm.as_ptr(), ptr::null_mut());
     }
 }
 

@@ -79,6 +79,8 @@ pub(crate) struct VcpuPage {
     /// When it had a CPU for the first time after it was let run, in nanoseconds since the fleet was made; 0 before that;
     /// on the page of vCPU 0 only.
     pub(crate) started_ns: AtomicU64,
+    /// From the first instruction of a guest that boots Linux until it was ready, in nanoseconds; 0 before.
+    pub(crate) boot_ns: AtomicU64,
     /// What went wrong: a [`Failure`] in two parts.
     failure_step: AtomicU32,
     failure_detail: AtomicU64,
@@ -226,6 +228,14 @@ steps! {
     AllowMerging = 18 "make memory mergeable (MADV_MERGEABLE)",
     BindMemory = 19 "set the NUMA node to get memory from",
     SetPriority = 20 "set nice value and scheduling policy",
+    CreatePit = 21 "KVM_CREATE_PIT2",
+    LoadKernel = 22 "load the kernel",
+    OpenConsole = 23 "make the file of its console",
+    WriteConsole = 24 "write to the file of its console",
+    RaiseInterrupt = 25 "KVM_IRQ_LINE",
+    /// The guest asked for it: there is no detail.
+    Reset = 26 "run on",
+    SwitchOff = 27 "run on",
 }
 
 /// Why a guest ended before it was told to. It crosses from process to process as two numbers.
@@ -248,10 +258,20 @@ impl Failure {
         let detail = u64::from(reason);
         Self { step: Step::Exit, detail }
     }
+
+    /// What the guest asked for: [`Step::Reset`] or [`Step::SwitchOff`].
+    pub(crate) fn wanted(step: Step) -> Self {
+        Self { step, detail: 0 }
+    }
 }
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.step {
+            Step::Reset => return f.write_str("reset itself"),
+            Step::SwitchOff => return f.write_str("switched itself off"),
+            _ => {}
+        }
         if self.step == Step::Exit {
             return match self.detail {
                 8 => f.write_str("KVM_EXIT_SHUTDOWN (triple fault)"),
@@ -277,6 +297,7 @@ mod tests {
         assert!(text.starts_with("failed to KVM_CREATE_VM: Cannot allocate memory"), "{text}");
         let text = Failure::exit(8).to_string();
         assert_eq!(text, "KVM_EXIT_SHUTDOWN (triple fault)");
+        assert_eq!(Failure::wanted(Step::Reset).to_string(), "reset itself");
     }
 
     #[test]

@@ -48,8 +48,10 @@ pub(crate) struct Each {
 impl Each {
     /// A guest of this fleet, on this host.
     pub(crate) fn of(spec: &Spec) -> Self {
-        let filled_bytes = spec.memory.map_or(0, |memory| memory.bytes);
-        Self::new(spec.vcpus.into(), spec.threads().into(), filled_bytes, has_worker())
+        let each =
+            Self::new(spec.vcpus.into(), spec.threads().into(), spec.filled_bytes(), has_worker());
+        let consoles = u64::from(spec.linux.as_ref().is_some_and(|linux| linux.console.is_some()));
+        Self { files: each.files + consoles, descriptors: each.descriptors + consoles, ..each }
     }
 
     /// The smallest guest, on this host.

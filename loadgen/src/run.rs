@@ -15,6 +15,7 @@ use loadgen::{
 };
 use serde::Serialize;
 
+use crate::boots::Boots;
 use crate::churn::{self, ChurnSummary};
 use crate::guests::GuestArgs;
 use crate::signals::{HeldBack, Usr1};
@@ -57,11 +58,10 @@ struct Summary {
     start_s: Option<f64>,
     run_s: f64,
     stop_s: f64,
-    iterations: u64,
-    ticks: u64,
-    ticks_missed: u64,
-    latest_tick_ns: u64,
-    exits: BTreeMap<&'static str, u64>,
+    #[serde(flatten)]
+    counted: Option<Counted>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    linux: Option<Boots>,
     steal_ns: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     memory: Option<MemorySummary>,
@@ -72,6 +72,16 @@ struct Summary {
     /// Whether the text has the exits: with ticks they would only say the same again.
     #[serde(skip)]
     shows_exits: bool,
+}
+
+/// The sums of what guests count.
+#[derive(Default, Serialize)]
+struct Counted {
+    iterations: u64,
+    ticks: u64,
+    ticks_missed: u64,
+    latest_tick_ns: u64,
+    exits: BTreeMap<&'static str, u64>,
 }
 
 /// The memory of all guests together.
@@ -110,7 +120,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     if ran.is_ok() {
         let end = args.duration.map(|duration| start + duration);
         let rewrites = usr1.map(|usr1| Rewrites { usr1, under_way: false, silent: args.json });
-        ran = wait(&mut fleet, &held_back, end, rewrites, |left| {
+        ran = wait(&mut fleet, &held_back, end, rewrites, !args.json, |left| {
             summary.add(&left);
             truth.as_mut().map_or(Ok(()), |file| file.add(&left))
         });
@@ -202,8 +212,10 @@ fn wait(
     held_back: &HeldBack,
     end: Option<Instant>,
     mut rewrites: Option<Rewrites>,
+    tells_boots: bool,
     mut left: impl FnMut(Truth) -> Result<()>,
 ) -> Result<()> {
+    let mut tells_boots = tells_boots && fleet.boots_ns().is_some();
     loop {
         let look = Instant::now() + LOOK;
         let until = end.map_or(look, |end| look.min(end));
@@ -213,6 +225,10 @@ fn wait(
             return Ok(());
         }
         rewrites.as_mut().map_or(Ok(()), |rewrites| rewrites.look(fleet))?;
+        if tells_boots && let Some(boots) = Boots::of(fleet).filter(Boots::are_over) {
+            print(&boots.to_string())?;
+            tells_boots = false;
+        }
     }
 }
 
@@ -240,18 +256,19 @@ impl Summary {
         Self {
             workload: workload.to_string(),
             shows_exits: matches!(workload, Workload::Exits(_)),
+            counted: (workload != Workload::Linux).then(Counted::default),
+            linux: (workload == Workload::Linux).then(Boots::default),
             ..Self::default()
         }
     }
 
     /// Adds what a vCPU did.
     fn add(&mut self, truth: &Truth) {
-        self.iterations += truth.iterations;
-        self.ticks += truth.ticks;
-        self.ticks_missed += truth.ticks_missed;
-        self.latest_tick_ns = self.latest_tick_ns.max(truth.latest_tick_ns);
-        for (kind, count) in &truth.exits {
-            *self.exits.entry(kind).or_insert(0) += count;
+        if let (Some(counted), Some(of_vcpu)) = (&mut self.counted, &truth.counted) {
+            counted.add(of_vcpu);
+        }
+        if let (Some(boots), Some(boot_ns)) = (&mut self.linux, truth.boot_ns) {
+            boots.add(boot_ns);
         }
         if let Some(steal_ns) = truth.steal_ns {
             *self.steal_ns.get_or_insert(0) += steal_ns;
@@ -272,9 +289,21 @@ impl Summary {
     }
 }
 
-impl std::fmt::Display for Summary {
+impl Counted {
+    fn add(&mut self, of_vcpu: &loadgen::Counted) {
+        self.iterations += of_vcpu.iterations;
+        self.ticks += of_vcpu.ticks;
+        self.ticks_missed += of_vcpu.ticks_missed;
+        self.latest_tick_ns = self.latest_tick_ns.max(of_vcpu.latest_tick_ns);
+        for (kind, count) in &of_vcpu.exits {
+            *self.exits.entry(kind).or_insert(0) += count;
+        }
+    }
+}
+
+impl std::fmt::Display for Counted {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "ran {:.3} s: {}", self.run_s, count(self.iterations, "iteration"))?;
+        f.write_str(&count(self.iterations, "iteration"))?;
         if self.ticks > 0 {
             write!(
                 f,
@@ -284,18 +313,27 @@ impl std::fmt::Display for Summary {
                 self.latest_tick_ns as f64 / 1e6
             )?;
         }
-        let caused: Vec<_> = self
-            .exits
-            .iter()
-            .filter(|(_, count)| **count > 0)
-            .map(|(kind, count)| format!("{count} {kind}"))
-            .collect();
-        if self.shows_exits && !caused.is_empty() {
-            write!(f, ", exits: {}", caused.join(" "))?;
+        Ok(())
+    }
+}
+
+impl std::fmt::Display for Summary {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "ran {:.3} s: ", self.run_s)?;
+        if let Some(boots) = &self.linux {
+            write!(f, "{boots}")?;
         }
-        match self.steal_ns {
-            Some(steal_ns) => write!(f, ", {:.3} s stolen", steal_ns as f64 / 1e9)?,
-            None => f.write_str(", steal time not known to KVM")?,
+        if let Some(counted) = &self.counted {
+            write!(f, "{counted}")?;
+            let caused = counted.exits.iter().filter(|(_, count)| **count > 0);
+            let caused: Vec<_> = caused.map(|(kind, count)| format!("{count} {kind}")).collect();
+            if self.shows_exits && !caused.is_empty() {
+                write!(f, ", exits: {}", caused.join(" "))?;
+            }
+            match self.steal_ns {
+                Some(steal_ns) => write!(f, ", {:.3} s stolen", steal_ns as f64 / 1e9)?,
+                None => f.write_str(", steal time not known to KVM")?,
+            }
         }
         write!(f, "; gone in {:.3} s", self.stop_s)?;
         if self.killed > 0 {

@@ -34,21 +34,15 @@ pub struct Truth {
     /// What it was to do.
     #[serde(serialize_with = "as_text")]
     pub workload: Workload,
-    /// Rounds of the workload's loop: of spinning, or timer periods.
-    pub iterations: u64,
-    /// Timer interrupts it handled.
-    pub ticks: u64,
-    /// Timer periods that had no interrupt of their own, because an earlier tick came so late that it stood for
-    /// several.
-    pub ticks_missed: u64,
-    /// How late the latest tick came, in nanoseconds; at most 61 ppm of the run's length too small.
-    pub latest_tick_ns: u64,
-    /// All ticks by how late they came: `[lo_ns, hi_ns, count]`, from `lo_ns` to below `hi_ns`, in powers of two.
-    pub late_ticks: Vec<[u64; 3]>,
-    /// Exits the guest caused, by kind.
-    pub exits: BTreeMap<&'static str, u64>,
+    /// What the guest counted; none of one that boots Linux.
+    #[serde(flatten)]
+    pub counted: Option<Counted>,
+    /// From the first instruction of a guest that boots Linux until it was ready, in nanoseconds; none inside if it has
+    /// not become so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub boot_ns: Option<Option<u64>>,
     /// Steal time since the guest's first instruction, as the guest read it from MSR_KVM_STEAL_TIME, in nanoseconds;
-    /// none if KVM has no steal time.
+    /// none if KVM has no steal time, or the guest boots Linux and has it to itself.
     pub steal_ns: Option<u64>,
     /// How long the guest was out of quota, on all CPUs together, in nanoseconds; known at the end, if it has one.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -62,6 +56,24 @@ pub struct Truth {
     /// What went wrong, if the guest ended without being told to.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub failure: Option<String>,
+}
+
+/// What a guest counts of itself.
+#[derive(Clone, Debug, Serialize)]
+pub struct Counted {
+    /// Rounds of the workload's loop: of spinning, or timer periods.
+    pub iterations: u64,
+    /// Timer interrupts it handled.
+    pub ticks: u64,
+    /// Timer periods that had no interrupt of their own, because an earlier tick came so late that it stood for
+    /// several.
+    pub ticks_missed: u64,
+    /// How late the latest tick came, in nanoseconds; at most 61 ppm of the run's length too small.
+    pub latest_tick_ns: u64,
+    /// All ticks by how late they came: `[lo_ns, hi_ns, count]`, from `lo_ns` to below `hi_ns`, in powers of two.
+    pub late_ticks: Vec<[u64; 3]>,
+    /// Exits the guest caused, by kind.
+    pub exits: BTreeMap<&'static str, u64>,
 }
 
 /// What the I/O thread of a guest did: the same for all its vCPUs.
@@ -136,20 +148,17 @@ pub(crate) struct OfVm {
 impl Truth {
     pub(crate) fn read(page: &VcpuPage, vcpu: u32, of_vm: &OfVm) -> Self {
         let workload = of_vm.workload;
+        let boots = workload == Workload::Linux;
         Self {
             vm: guest::name(of_vm.number),
             pid: of_vm.pid,
             tid: page.tid.load(Relaxed),
             vcpu,
             workload,
-            iterations: page.iterations.load(Relaxed),
-            ticks: page.ticks.load(Relaxed),
-            ticks_missed: page.ticks_missed.load(Relaxed),
-            latest_tick_ns: page.latest_tick_ns.load(Relaxed),
-            late_ticks: page.late_ticks(),
-            exits: exits(page, workload),
+            counted: (!boots).then(|| Counted::read(page, workload)),
+            boot_ns: boots.then(|| boot_ns(page)),
             // A guest that has not come to its first look has read nothing yet.
-            steal_ns: of_vm.has_steal.then(|| {
+            steal_ns: (of_vm.has_steal && !boots).then(|| {
                 let at_start_ns = page.steal_at_start_ns.load(Relaxed);
                 page.steal_ns.load(Relaxed).saturating_sub(at_start_ns)
             }),
@@ -159,6 +168,24 @@ impl Truth {
             failure: page.failure().map(|failure| failure.to_string()),
         }
     }
+}
+
+impl Counted {
+    fn read(page: &VcpuPage, workload: Workload) -> Self {
+        Self {
+            iterations: page.iterations.load(Relaxed),
+            ticks: page.ticks.load(Relaxed),
+            ticks_missed: page.ticks_missed.load(Relaxed),
+            latest_tick_ns: page.latest_tick_ns.load(Relaxed),
+            late_ticks: page.late_ticks(),
+            exits: exits(page, workload),
+        }
+    }
+}
+
+/// How long a guest that boots Linux took to become ready, if it has.
+pub(crate) fn boot_ns(page: &VcpuPage) -> Option<u64> {
+    Some(page.boot_ns.load(Relaxed)).filter(|ns| *ns > 0)
 }
 
 /// By kind: all kinds of an `exits` guest, of the others those that they cause on purpose.
@@ -273,6 +300,22 @@ mod tests {
             line.ends_with(r#""throttled_ns":1009,"io_thread_tid":103,"io_thread_cpu_ns":503}"#),
             "{line}"
         );
+    }
+
+    #[test]
+    fn of_linux_only_the_boot_is_known() {
+        // SAFETY: a page of zeroes is a valid record: it has only integers.
+        let page: VcpuPage = unsafe { std::mem::zeroed() };
+        let line = || {
+            let of_vm = OfVm { has_steal: true, ..of_vm(Workload::Linux) };
+            serde_json::to_string(&Truth::read(&page, 0, &of_vm)).expect("JSON")
+        };
+        assert_eq!(
+            line(),
+            r#"{"vm":"loadgen-0001","pid":101,"tid":0,"vcpu":0,"workload":"linux","boot_ns":null,"steal_ns":null}"#
+        );
+        page.boot_ns.store(1009, Relaxed);
+        assert!(line().contains(r#""boot_ns":1009,"#), "{}", line());
     }
 
     #[test]

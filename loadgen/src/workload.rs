@@ -32,6 +32,8 @@ pub enum Workload {
     },
     /// Leaves guest mode so many times, counted by kind, and then for good.
     Exits(Exits),
+    /// Boots Linux, and does what that does.
+    Linux,
 }
 
 /// The periodic timer of a workload that has one.
@@ -52,7 +54,7 @@ impl Workload {
     /// The timer this workload runs by.
     pub(crate) fn timer(self) -> Option<Timer> {
         match self {
-            Self::Spin | Self::Exits(_) => None,
+            Self::Spin | Self::Exits(_) | Self::Linux => None,
             Self::Idle { hz } => {
                 Some(Timer { period: Duration::from_secs(1) / hz, burn: Duration::ZERO })
             }
@@ -62,10 +64,10 @@ impl Workload {
         }
     }
 
-    /// True if guests need a local APIC.
+    /// True if guests need a local APIC, and nothing else of a PC.
     pub(crate) fn has_apic(self) -> bool {
         match self {
-            Self::Spin => false,
+            Self::Spin | Self::Linux => false,
             Self::Idle { .. } | Self::Duty { .. } => true,
             Self::Exits(exits) => exits.count(ExitKind::Hlt) > 0,
         }
@@ -74,7 +76,7 @@ impl Workload {
     /// How many pages of its own memory each vCPU touches.
     pub(crate) fn fresh_pages(self) -> u32 {
         match self {
-            Self::Spin | Self::Idle { .. } | Self::Duty { .. } => 0,
+            Self::Spin | Self::Idle { .. } | Self::Duty { .. } | Self::Linux => 0,
             Self::Exits(exits) => exits.count(ExitKind::Pagefault),
         }
     }
@@ -92,6 +94,7 @@ impl fmt::Display for Workload {
             Self::Idle { hz } => write!(f, "idle={hz}"),
             Self::Duty { percent } => write!(f, "duty={percent}"),
             Self::Exits(exits) => write!(f, "exits={exits}"),
+            Self::Linux => f.write_str("linux"),
         }
     }
 }

@@ -80,6 +80,7 @@ fn by_loadgen(charged: &Charged) -> Result<[f64; 2]> {
         vcpus: 1,
         memory_bytes: 0,
         workload: Workload::Spin,
+        linux: None,
         memory: None,
         mem_merge: false,
         vmm_sleep: Duration::ZERO,

@@ -226,6 +226,7 @@ impl Fleet {
                     let pid = self.page(vm, 0).pid.load(Relaxed);
                     self.turnover.leaving.push(Leaving { vm, pid, told: Instant::now() });
                     self.tell_to_leave(vm);
+                    self.end_linux(pid.cast_signed());
                 }
             }
         }

@@ -178,7 +178,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         target,
         at_target,
         reserve_bytes,
-        filled_bytes: filled_bytes(&spec),
+        filled_bytes: spec.filled_bytes(),
         before,
         kept,
         rows: 0,
@@ -207,17 +207,13 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
 /// As many as there is memory for, if each needs no less than is known, and as the host's other limits allow; which
 /// of these it is then.
 fn most_guests(spec: &Spec, available_bytes: u64, reserve_bytes: u64) -> (u32, Option<String>) {
-    let each = LEAST_GUEST_BYTES + filled_bytes(spec);
+    let each = LEAST_GUEST_BYTES + spec.filled_bytes();
     let guests = available_bytes.saturating_sub(reserve_bytes) / each;
     let guests = u32::try_from(guests).unwrap_or(u32::MAX).max(1);
     match Fleet::most(spec) {
         Some((most, limit)) if most < guests => (most.max(1), Some(limit)),
         _ => (guests, None),
     }
-}
-
-fn filled_bytes(spec: &Spec) -> u64 {
-    spec.memory.map_or(0, |memory| memory.bytes)
 }
 
 fn missing(tools: &Tools) -> Option<String> {
@@ -341,6 +337,7 @@ impl Ramp<'_> {
             now > done || (number != before && *now > 0)
         };
         let moved = self.fleet.iterations().zip(&done).filter(has_moved).count();
+        let moved = u32::try_from(moved).unwrap_or(u32::MAX);
         let lateness = self.probe.lateness();
         let probe = &mut self.probe;
         if limit.is_some() {
@@ -357,7 +354,7 @@ impl Ramp<'_> {
             interval: Interval { end: Timestamp::now(), length },
             guests: self.fleet.vms(),
             vcpus: self.fleet.vcpus(),
-            running: u32::try_from(moved).unwrap_or(u32::MAX),
+            running: self.fleet.boots_ns().is_none().then_some(moved),
             created: self.fleet.vms() - before,
             create_s: created_in.as_secs_f64(),
             create_p50_ns: p50,

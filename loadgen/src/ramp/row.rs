@@ -13,8 +13,8 @@ pub(crate) struct Row {
     pub(crate) interval: Interval,
     pub(crate) guests: u32,
     pub(crate) vcpus: u32,
-    /// Guests that have done something during the hold.
-    pub(crate) running: u32,
+    /// Guests that have done something during the hold; of those that boot Linux it is not known.
+    pub(crate) running: Option<u32>,
     /// Guests that this step has made, and how long that took; each of them, its quantiles 0.5 and 0.99.
     pub(crate) created: u32,
     pub(crate) create_s: f64,
@@ -141,8 +141,8 @@ impl Row {
         if let Some(bytes) = seen.ksm_profit_bytes {
             parts.push(format!("KSM profit {}", short_bytes(bytes)));
         }
-        if self.running < self.guests {
-            parts.push(format!("{} guests did not run", self.guests - self.running));
+        if let Some(running) = self.running.filter(|running| *running < self.guests) {
+            parts.push(format!("{} guests did not run", self.guests - running));
         }
         if let Some(churn) = &self.churn {
             parts.extend(churn.parts());
@@ -176,7 +176,7 @@ mod tests {
             },
             guests: 123_456,
             vcpus: 123_456,
-            running: 123_456,
+            running: Some(123_456),
             created: 1_000,
             create_s: 0.5,
             create_p50_ns: 1_000_000,
