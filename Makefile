@@ -17,6 +17,7 @@ test:
 	cargo fmt --all --check
 	clang-format --dry-run --Werror bpf/*.c bpf/*.h
 	cargo clippy --workspace --all-targets -- -D warnings
+	cargo clippy --test linux-guests -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items --quiet
 	mandoc -T lint -W warning man/*.8
 	tests/check-rebuild
