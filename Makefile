@@ -3,7 +3,7 @@
 PREFIX ?= /usr/local
 export DESTDIR PREFIX
 
-.PHONY: all demo test test-kernels vm bench notebooks install
+.PHONY: all demo test test-kernels vm bench docs notebooks install
 
 all:
 	packaging/install-deps build
@@ -39,6 +39,10 @@ bench:
 	cargo bench --bench runqlat --bench kvmexits --bench vcpulag --bench ksmstat
 	cargo bench -p loadgen --bench creation
 	tests/vm/bench
+
+docs:
+	packaging/install-deps build
+	UPDATE_DOCS=1 cargo test --workspace --no-fail-fast --bins page_and_completions
 
 notebooks: all
 	rm -rf packaging/notebooks/data

@@ -17,10 +17,17 @@ use crate::output::openmetrics::Target;
 use crate::session::{EXIT_LOST, usage};
 use crate::vms::{self, Vm};
 
+/// Where `--help` and the manuals list what is common to all tools, and what else belongs there.
+pub const FILTERS: &str = "Filters";
+/// The same for what is about output alone.
+pub const OUTPUT: &str = "Output";
+
 /// What every tool is told about when and how to print; `Csv` is what its CSV rows may be.
 #[derive(clap::Args, Clone, Debug)]
 pub struct OutputArgs<Csv: ValueEnum + Clone + Send + Sync + 'static = CsvKind> {
     /// Seconds between outputs; without it, print once at the end
+    ///
+    /// Fractions are allowed, from 0.001. Outputs are due at multiples of it since the start and do not drift.
     #[arg(value_name = "INTERVAL", value_parser = parse_seconds)]
     pub interval: Option<Duration>,
 
@@ -29,46 +36,59 @@ pub struct OutputArgs<Csv: ValueEnum + Clone + Send + Sync + 'static = CsvKind> 
     pub count: Option<u64>,
 
     /// End after so many seconds
+    ///
+    /// The last output may cover less than INTERVAL.
     #[arg(short = 'd', long, value_name = "SECONDS", value_parser = parse_seconds)]
     pub duration: Option<Duration>,
 
     /// Print the time with each output
-    #[arg(short = 'T', long)]
+    ///
+    /// Text: the local time at which the interval ended. CSV and JSON always have it.
+    #[arg(short = 'T', long, help_heading = OUTPUT)]
     pub timestamp: bool,
 
     /// CSV: a summary per row, or the histogram's buckets
+    ///
+    /// Without KIND it is the summary.
     #[arg(
         long,
         value_name = "KIND",
         num_args = 0..=1,
         require_equals = true,
         default_missing_value = "summary",
-        conflicts_with = "json"
+        conflicts_with = "json",
+        help_heading = OUTPUT
     )]
     pub csv: Option<Csv>,
 
     /// JSON: one object a line
-    #[arg(long)]
+    #[arg(long, help_heading = OUTPUT)]
     pub json: bool,
 
     /// Write histograms to an HdrHistogram interval log as well
-    #[arg(long, value_name = "FILE")]
+    ///
+    /// FILE is overwritten.
+    #[arg(long, value_name = "FILE", help_heading = OUTPUT)]
     pub hdr: Option<PathBuf>,
 
     /// Write metrics for Prometheus as well, anew after each interval; - is standard output, instead
-    #[arg(long, value_name = "FILE")]
+    ///
+    /// All that was counted since the start. FILE is replaced as a whole, so that nobody reads a part of it. With - there
+    /// is nothing else on standard output: no text, and neither --csv nor --json. See the manual's METRICS. It is about
+    /// tables: not with options that print something else, such as --stacks.
+    #[arg(long, value_name = "FILE", help_heading = OUTPUT)]
     pub openmetrics: Option<PathBuf>,
 
     /// Metrics: fold rows beyond so many series into one that is labelled other
-    #[arg(long, value_name = "N", default_value_t = 5_000, requires = "openmetrics")]
+    #[arg(long, value_name = "N", default_value_t = 5_000, requires = "openmetrics", help_heading = OUTPUT)]
     pub max_series: u32,
 
     /// Exit with status 4 if events were lost
-    #[arg(long)]
+    #[arg(long, help_heading = OUTPUT)]
     pub strict: bool,
 
-    /// Show libbpf's messages
-    #[arg(short = 'v', long)]
+    /// Show libbpf's messages, on standard error
+    #[arg(short = 'v', long, help_heading = OUTPUT)]
     pub verbose: bool,
 }
 
@@ -109,9 +129,9 @@ impl<Csv: ValueEnum + Clone + Send + Sync + 'static> OutputArgs<Csv> {
 /// Which rows CSV output has.
 #[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CsvKind {
-    /// One row of figures per key.
+    /// One row of figures per interval and key
     Summary,
-    /// One row per non-empty bucket.
+    /// One row per non-empty bucket
     Buckets,
 }
 
@@ -119,19 +139,22 @@ pub enum CsvKind {
 #[derive(clap::Args, Clone, Debug)]
 pub struct TaskFilterArgs {
     /// Only threads of this process
-    #[arg(short = 'p', long, value_parser = parse_id)]
+    #[arg(short = 'p', long, value_parser = parse_id, help_heading = FILTERS)]
     pub pid: Option<i32>,
 
     /// Only this thread
-    #[arg(short = 't', long, value_parser = parse_id)]
+    #[arg(short = 't', long, value_parser = parse_id, help_heading = FILTERS)]
     pub tid: Option<i32>,
 
     /// Only tasks in this cgroup (v2) and below
-    #[arg(short = 'c', long, value_name = "PATH")]
+    #[arg(short = 'c', long, value_name = "PATH", help_heading = FILTERS)]
     pub cgroup: Option<PathBuf>,
 
     /// Only vCPUs of this VM
-    #[arg(long, value_name = "NAME|PID")]
+    ///
+    /// The name is the one that is printed for it: what its VMM was told (QEMU's -name, Firecracker's --id), or that of
+    /// its libvirt scope, or else the name of the process. Where several VMs have it, name one by PID.
+    #[arg(long, value_name = "NAME|PID", help_heading = FILTERS)]
     pub vm: Option<String>,
 }
 

@@ -13,29 +13,45 @@ use crate::linux_args::LinuxArgs;
 /// The longest `--vmm-sleep`: a guest must see within the fleet's patience that it is to leave.
 const MAX_SLEEP_MS: f64 = 1_000.0;
 
+/// Where `--help` lists what guests are like.
+const GUESTS: &str = "Guests";
+
 /// What guests are like.
 #[derive(clap::Args)]
 pub(crate) struct GuestArgs {
     /// vCPUs of each guest
-    #[arg(long, value_name = "N", default_value_t = 1,
+    #[arg(long, value_name = "N", default_value_t = 1, help_heading = GUESTS,
           value_parser = clap::value_parser!(u32).range(1..=i64::from(Spec::MAX_VCPUS)))]
     vcpus: u32,
     /// Memory of each guest: bytes, or a number with K, M or G; none of it exists before it is touched
     /// [default: 0; with --linux 128M]
-    #[arg(long, value_name = "SIZE", value_parser = size)]
+    ///
+    /// A multiple of 4K, up to 60G. Only the workloads pagefault and memory, and Linux, touch it. Whatever is said here,
+    /// these workloads have what they need.
+    #[arg(long, value_name = "SIZE", value_parser = size, help_heading = GUESTS)]
     memory: Option<u64>,
     /// What the guests do: spin, idle, idle=HZ, duty=PCT or exits=KIND:COUNT[@RATE],...; and, alone or given beside one
     /// of these, memory=SIZE[,duplicate=PCT][,zero=PCT][,rewrite=PCT/s|PCT/signal]
-    #[arg(long, value_name = "WORKLOAD", default_value = "spin")]
+    ///
+    /// See the manual's WORKLOADS.
+    #[arg(long, value_name = "WORKLOAD", default_value = "spin", help_heading = GUESTS)]
     workload: Vec<Part>,
     /// Whether KSM may merge the memory of memory=SIZE, or of --linux, as QEMU's mem-merge [default: on]
-    #[arg(long, value_name = "on|off")]
+    ///
+    /// It depends on the host whether anything is merged; no setting of KSM is changed.
+    #[arg(long, value_name = "on|off", help_heading = GUESTS)]
     mem_merge: Option<Switch>,
     /// Sleep so many milliseconds before answering an exit to userspace (pio, mmio); fractions are allowed
-    #[arg(long, value_name = "MS", value_parser = sleep)]
+    ///
+    /// Up to 1000. A tool should show it as time in userspace.
+    #[arg(long, value_name = "MS", value_parser = sleep, help_heading = GUESTS)]
     vmm_sleep: Option<Duration>,
     /// One more thread in each guest's process, which burns so many per cent of a CPU
-    #[arg(long, value_name = "PCT", value_parser = clap::value_parser!(u32).range(1..=100))]
+    ///
+    /// From 1 to 100: a VM that keeps its own vCPUs waiting. The thread is named like 0001/io. It burns its share of each
+    /// period of 10 ms as CPU time, measured by its own CPU clock, then sleeps; if that takes longer than the period,
+    /// the next one begins at once. It runs from the start until its guest is to leave, or is done.
+    #[arg(long, value_name = "PCT", value_parser = clap::value_parser!(u32).range(1..=100), help_heading = GUESTS)]
     io_thread: Option<u32>,
     #[command(flatten)]
     linux: LinuxArgs,
@@ -46,7 +62,9 @@ pub(crate) struct GuestArgs {
 /// On or off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Switch {
+    /// It may (MADV_MERGEABLE)
     On,
+    /// It may not
     Off,
 }
 

@@ -33,12 +33,18 @@ pub(crate) struct Args {
     #[command(flatten)]
     guests: GuestArgs,
     /// Stop so many guests a second, one after the other, and start another one for each
+    ///
+    /// From 0.001 to 10,000. See the manual's CHURN.
     #[arg(long, value_name = "N/s")]
     churn: Option<ChurnRate>,
     /// Stop after this many seconds
+    ///
+    /// Fractions are allowed. Without it guests run until a signal comes, or until they are done.
     #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]
     duration: Option<Duration>,
     /// Write what each vCPU did to this file, as JSON lines
+    ///
+    /// At the end. The file is replaced as a whole or not at all.
     #[arg(long, value_name = "FILE")]
     truth: Option<PathBuf>,
     /// Print nothing but a summary at the end, as one JSON object

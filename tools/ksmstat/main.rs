@@ -11,13 +11,17 @@ mod sysfs;
 mod trace;
 mod why;
 
+#[cfg(test)]
+#[path = "../../tests/util/docs.rs"]
+mod docs;
+
 use std::io::{BufWriter, Write as _, stdout};
 use std::mem::MaybeUninit;
 use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, ValueEnum};
-use common::args::{OutputArgs, TaskFilter, TaskFilterArgs, parse_id};
+use common::args::{FILTERS, OUTPUT, OutputArgs, TaskFilter, TaskFilterArgs, parse_id};
 use common::hist::{FIRST_EPOCH, Unit};
 use common::host;
 use common::output::openmetrics::OpenMetrics;
@@ -39,7 +43,8 @@ use trace::{Tracer, Wanted};
 /// Shows what KSM (kernel samepage merging) saves and does: pages merged, scanned and written to again, and the
 /// time of its thread, ksmd. It only looks: no setting is changed.
 #[derive(Parser, Debug)]
-#[command(name = "ksmstat", version, allow_negative_numbers = true, args_override_self = true)]
+#[command(name = "ksmstat", version, allow_negative_numbers = true, args_override_self = true,
+          after_long_help = EXAMPLES)]
 struct Args {
     #[command(flatten)]
     output: OutputArgs<CsvRows>,
@@ -49,43 +54,59 @@ struct Args {
     state: bool,
 
     /// Why is nothing merged, or not more? Looks on for a second, or as long as -d says
+    ///
+    /// In sentences, each with the figure that shows it: see the manual's DIAGNOSIS.
     #[arg(long, conflicts_with_all = ["interval", "timestamp", "csv", "hdr", "strict", "by", "sort", "top", "cow",
                                       "histogram", "stacks", "openmetrics"])]
     why: bool,
 
     /// A row for each process with mergeable memory, or for each VM
+    ///
+    /// Processes that run no VM are one row with --by vm.
     #[arg(long, value_name = "WHAT", conflicts_with = "hdr")]
     by: Option<Breakdown>,
 
     /// Only this process
-    #[arg(short = 'p', long, value_parser = parse_id, conflicts_with = "hdr")]
+    ///
+    /// Without --by, that means --by process.
+    #[arg(short = 'p', long, value_parser = parse_id, conflicts_with = "hdr", help_heading = FILTERS)]
     pid: Option<i32>,
 
     /// Only this VM
-    #[arg(long, value_name = "NAME|PID", conflicts_with = "hdr")]
+    ///
+    /// The name is the one that is printed for it: what its VMM was told (QEMU's -name, Firecracker's --id), or that of
+    /// its libvirt scope, or else the name of the process. Where several VMs have it, name one by PID.
+    #[arg(long, value_name = "NAME|PID", conflicts_with = "hdr", help_heading = FILTERS)]
     vm: Option<String>,
 
     /// What comes first
-    #[arg(long, value_name = "ORDER", default_value = "merging")]
+    #[arg(long, value_name = "ORDER", default_value = "merging", help_heading = OUTPUT)]
     sort: Sort,
 
     /// Show so many rows
-    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
+    ///
+    /// CSV and JSON have all.
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..),
+          help_heading = OUTPUT)]
     top: u32,
 
     /// COW breaks (writes to merged pages) by process, and how long they take: a probe in all write faults
+    ///
+    /// Others pay for it: see the manual's OVERHEAD.
     #[arg(long)]
     cow: bool,
 
     /// Pictures of how long batches, full scans and COW breaks (--cow) take
-    #[arg(long, conflicts_with_all = ["by", "pid", "vm"])]
+    #[arg(long, conflicts_with_all = ["by", "pid", "vm"], help_heading = OUTPUT)]
     histogram: bool,
 
     /// Pictures in milliseconds instead of microseconds
-    #[arg(short = 'm', long, requires = "histogram")]
+    #[arg(short = 'm', long, requires = "histogram", help_heading = OUTPUT)]
     milliseconds: bool,
 
     /// Where merged pages are written to from, folded, and how often: the most frequent, and no table
+    ///
+    /// The 10 most frequent stacks, or as many as TOP says, folded as for flame graphs.
     #[arg(long, value_name = "TOP", num_args = 0..=1, require_equals = true, default_missing_value = "10",
           value_parser = clap::value_parser!(u32).range(1..),
           conflicts_with_all = ["by", "histogram", "csv", "json", "hdr", "openmetrics"])]
@@ -94,9 +115,23 @@ struct Args {
 
 #[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
 enum Breakdown {
+    /// Process with mergeable memory
     Process,
+    /// VM, by its name
     Vm,
 }
+
+const EXAMPLES: &str = "\
+Examples:
+  ksmstat 1                 the host, line by line
+  ksmstat -S                what is set, what is merged, what it all means
+  ksmstat --why --vm web    why is nothing of this guest merged?
+  ksmstat --by vm --sort cost -d 10
+                            which guests cost more than they save?
+  ksmstat --histogram -d 60
+                            how long does ksmd hold a CPU at a time?
+  ksmstat --stacks -d 10 | flamegraph.pl > cow.svg
+                            who writes to merged pages, and from where?";
 
 /// Which rows CSV output has.
 #[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
@@ -292,4 +327,16 @@ fn page_bytes() -> u64 {
     // SAFETY: sysconf only returns a number.
     let bytes = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
     u64::try_from(bytes).unwrap_or(4_096)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn page_and_completions_are_of_these_options() {
+        docs::check(Args::command(), "ksmstat", "ksmstat");
+    }
 }

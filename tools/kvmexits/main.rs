@@ -8,6 +8,10 @@ mod slow;
 mod stacks;
 mod trace;
 
+#[cfg(test)]
+#[path = "../../tests/util/docs.rs"]
+mod docs;
+
 use std::io::Write as _;
 use std::mem::MaybeUninit;
 use std::process::ExitCode;
@@ -15,7 +19,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::{Parser, ValueEnum};
-use common::args::{OutputArgs, TaskFilterArgs, parse_micros};
+use common::args::{FILTERS, OUTPUT, OutputArgs, TaskFilterArgs, parse_micros};
 use common::exits::Reason;
 use common::hist::Unit;
 use common::output::openmetrics::OpenMetrics;
@@ -36,7 +40,8 @@ use trace::{Tracer, Wanted};
 /// Shows exits by reason, with how long they took and where that time went: in KVM (krn), in the VMM (usr), asleep
 /// (slp) or waiting for a CPU (rnq). Those that cost the most come first.
 #[derive(Parser, Debug)]
-#[command(name = "kvmexits", version, allow_negative_numbers = true, args_override_self = true)]
+#[command(name = "kvmexits", version, allow_negative_numbers = true, args_override_self = true,
+          after_long_help = EXAMPLES)]
 struct Args {
     #[command(flatten)]
     output: OutputArgs,
@@ -45,35 +50,53 @@ struct Args {
     filter: TaskFilterArgs,
 
     /// Only this vCPU of each VM, by the kernel's vcpu_id
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=i64::from(i32::MAX)))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=i64::from(i32::MAX)),
+          help_heading = FILTERS)]
     vcpu: Option<u32>,
 
     /// Only this reason, as the kernel or this tool spells it
-    #[arg(long, value_name = "NAME", value_parser = parse_reasons)]
+    ///
+    /// Capitals do not matter: hlt is Intel's, AMD's and the VMM's. The spelling of the kernel's headers says which is
+    /// meant: SVM_EXIT_HLT is AMD's alone. TIME% remains the share of all. With --by it needs rows by reason: --by
+    /// vm,reason.
+    #[arg(long, value_name = "NAME", value_parser = parse_reasons, help_heading = FILTERS)]
     reason: Option<Reasons>,
 
     /// A row for each of these, several with commas between; by reason if nothing is said
+    ///
+    /// It may be given more than once, too. --by vm,reason is a table of reasons for each guest.
     #[arg(long, value_name = "WHAT", value_delimiter = ',')]
     by: Vec<Breakdown>,
 
     /// Tell exits of one reason apart: port, address, MSR, hypercall, how a halt ended
+    ///
+    /// I/O ports, addresses of memory that is none (MMIO) and model-specific registers come with their direction, halts
+    /// with slept or polled. An exit that accesses several is known by the first. The first exit that is seen of a vCPU
+    /// may be without.
     #[arg(long)]
     detail: bool,
 
     /// A picture of each row's times as well
-    #[arg(long)]
+    #[arg(long, help_heading = OUTPUT)]
     histogram: bool,
 
     /// Pictures in milliseconds instead of microseconds
-    #[arg(short = 'm', long, requires = "histogram")]
+    #[arg(short = 'm', long, requires = "histogram", help_heading = OUTPUT)]
     milliseconds: bool,
 
     /// Print each exit that takes longer, as it ends, and no table
+    ///
+    /// In microseconds, fractions allowed. An exit to userspace is told as part of its exit from guest mode, whose name
+    /// --reason then has to give; alone only where there is none.
     #[arg(long, value_name = "USECS", value_parser = parse_micros,
           conflicts_with_all = ["interval", "by", "histogram", "stacks", "hdr", "openmetrics"])]
     slower: Option<Duration>,
 
     /// The VMM's stacks at exits to userspace, folded: the most expensive ones
+    ///
+    /// 10 of them, or as many as TOP says, and no table. They are folded as flame graphs want them: VM, functions, the
+    /// outermost first, reason, and the number of exits. Names need a VMM that still runs and is not stripped, else
+    /// there are addresses; whole stacks need one that is built with frame pointers.
     #[arg(long, value_name = "TOP", num_args = 0..=1, require_equals = true, default_missing_value = "10",
           value_parser = clap::value_parser!(u32).range(1..),
           conflicts_with_all = ["by", "detail", "histogram", "csv", "json", "hdr", "openmetrics"])]
@@ -82,10 +105,25 @@ struct Args {
 
 #[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
 enum Breakdown {
+    /// KVM guest: the process that runs it, whatever its VMM
     Vm,
+    /// Its vCPUs: name/vcpu_id, or name/? for an exit that was the first to be seen of its thread
     Vcpu,
+    /// Exit reason
     Reason,
 }
+
+const EXAMPLES: &str = "\
+Examples:
+  kvmexits 10 1             the host, for ten seconds
+  kvmexits -T 1             every second with the time of day, until Ctrl-C
+  kvmexits --by vm -d 10    which guests' exits cost the most?
+  kvmexits --vm web --detail -d 10
+                            one guest: why, with which ports and registers?
+  kvmexits --slower 10000 --detail
+                            each exit of more than 10 ms, as it happens
+  kvmexits --vm web --stacks -d 10
+                            where in its VMM a guest's I/O is handled";
 
 /// All reasons of one name: Intel's, AMD's, the VMM's.
 #[derive(Clone, Debug)]
@@ -262,4 +300,16 @@ fn run(args: Args) -> Result<ExitCode> {
         }
     }
     Ok(args.output.exit_code(lost))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn page_and_completions_are_of_these_options() {
+        docs::check(Args::command(), "kvmexits", "kvmexits");
+    }
 }

@@ -6,13 +6,17 @@ mod report;
 mod rows;
 mod trace;
 
+#[cfg(test)]
+#[path = "../../tests/util/docs.rs"]
+mod docs;
+
 use std::io::Write as _;
 use std::mem::MaybeUninit;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
 use clap::{ArgGroup, Parser, ValueEnum};
-use common::args::{CpuList, OutputArgs, TaskFilterArgs};
+use common::args::{CpuList, FILTERS, OUTPUT, OutputArgs, TaskFilterArgs};
 use common::hist::Unit;
 use common::host;
 use common::output::heatmap::Look;
@@ -33,7 +37,8 @@ use trace::{Tracer, Wanted};
 /// Shows the distribution of run-queue latency from the kernel's own accounting: every wait that ends in the
 /// interval, whole, and the tasks that still wait at its end.
 #[derive(Parser, Debug)]
-#[command(name = "runqlat", version, allow_negative_numbers = true, args_override_self = true, group(ArgGroup::new("breakdown").args(["by", "pids", "tids", "pidnss"])))]
+#[command(name = "runqlat", version, allow_negative_numbers = true, args_override_self = true, after_long_help = EXAMPLES,
+          group(ArgGroup::new("breakdown").args(["by", "pids", "tids", "pidnss"])))]
 struct Args {
     #[command(flatten)]
     output: OutputArgs,
@@ -42,14 +47,16 @@ struct Args {
     filter: TaskFilterArgs,
 
     /// Only waits that end on these CPUs, as in 0-3,8
-    #[arg(short = 'C', long, value_name = "LIST")]
+    #[arg(short = 'C', long, value_name = "LIST", help_heading = FILTERS)]
     cpu: Option<CpuList>,
 
     /// Pictures in milliseconds instead of microseconds
-    #[arg(short = 'm', long)]
+    #[arg(short = 'm', long, help_heading = OUTPUT)]
     milliseconds: bool,
 
     /// A histogram for each of these
+    ///
+    /// Those with the longest total wait come first.
     #[arg(long, value_name = "WHAT")]
     by: Option<Breakdown>,
 
@@ -66,18 +73,37 @@ struct Args {
     pidnss: bool,
 
     /// A heat map: a line for each interval, latency across, in colour on a terminal
-    #[arg(long, requires = "interval", conflicts_with_all = ["csv", "json", "breakdown", "milliseconds"])]
+    ///
+    /// Instead of pictures. INTERVAL must be given. Not with --by and its like, -m, --csv and --json.
+    #[arg(long, requires = "interval", help_heading = OUTPUT, conflicts_with_all = ["csv", "json", "breakdown", "milliseconds"])]
     heatmap: bool,
 }
 
 #[derive(ValueEnum, Clone, Copy, Debug)]
 enum Breakdown {
+    /// Process, with the name of its main thread
     Process,
+    /// Thread, with its own name
     Thread,
+    /// KVM guest: its vCPUs' threads only, each from the first time it is seen inside a vCPU's ioctl
     Vm,
+    /// CPU on which waits end, in the order of numbers
     Cpu,
+    /// PID namespace, by its inode number: ls -iL /proc/PID/ns/pid
     Pidns,
 }
+
+const EXAMPLES: &str = "\
+Examples:
+  runqlat -m 10 1           the host, in milliseconds, for ten seconds
+  runqlat -T 1              every second with the time of day, until Ctrl-C
+  runqlat --by vm -d 10     which guests wait longest?
+  runqlat --vm web --by thread -d 10
+                            one guest, by thread
+  runqlat -c /sys/fs/cgroup/machine.slice -C 0-17 10
+                            a slice of systemd, on the first 18 CPUs
+  runqlat --by vm --json 5 | jq -r '[.vm, .p99_ns / 1e6] | @tsv'
+                            each guest's 99th percentile in milliseconds";
 
 impl Args {
     fn by(&self) -> By {
@@ -185,4 +211,16 @@ fn run(args: Args) -> Result<ExitCode> {
         out.flush()?;
     }
     Ok(args.output.exit_code(lost))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn page_and_completions_are_of_these_options() {
+        docs::check(Args::command(), "runqlat", "runqlat");
+    }
 }

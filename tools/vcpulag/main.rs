@@ -10,6 +10,10 @@ mod slow;
 mod stacks;
 mod trace;
 
+#[cfg(test)]
+#[path = "../../tests/util/docs.rs"]
+mod docs;
+
 use std::collections::{HashMap, HashSet};
 use std::io::Write as _;
 use std::mem::MaybeUninit;
@@ -18,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use clap::{Parser, ValueEnum};
-use common::args::{OutputArgs, TaskFilterArgs, parse_micros};
+use common::args::{FILTERS, OUTPUT, OutputArgs, TaskFilterArgs, parse_micros};
 use common::hist::Unit;
 use common::host;
 use common::output::heatmap::Look;
@@ -40,7 +44,8 @@ use trace::{Tracer, Wanted};
 /// Shows where every nanosecond of each vCPU went: running, waiting for a CPU, halted, blocked in KVM or in the VMM.
 /// The waits, how they began, and who had the CPU meanwhile. Those that waited the longest come first.
 #[derive(Parser, Debug)]
-#[command(name = "vcpulag", version, allow_negative_numbers = true, args_override_self = true)]
+#[command(name = "vcpulag", version, allow_negative_numbers = true, args_override_self = true,
+          after_long_help = EXAMPLES)]
 struct Args {
     #[command(flatten)]
     output: OutputArgs,
@@ -49,7 +54,8 @@ struct Args {
     filter: TaskFilterArgs,
 
     /// Only this vCPU of each VM, by the kernel's vcpu_id
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=i64::from(i32::MAX)))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=i64::from(i32::MAX)),
+          help_heading = FILTERS)]
     vcpu: Option<u32>,
 
     /// A row for each vCPU (the default), or for each VM; metrics have such rows only if asked for
@@ -57,47 +63,76 @@ struct Args {
     by: Option<Breakdown>,
 
     /// Show so many rows
-    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
+    ///
+    /// Text: so many at most; with --culprits so many of those who waited, and of those who ran. CSV and JSON have all.
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..),
+          help_heading = OUTPUT)]
     top: u32,
 
     /// Who made whom wait, and for how long, instead of rows
+    ///
+    /// Not with --histogram or --hdr.
     #[arg(long, conflicts_with_all = ["histogram", "hdr"])]
     culprits: bool,
 
     /// A vCPU is late if it waits more than this share of its time
+    ///
+    /// Text: such a vCPU is called late in the verdict.
     #[arg(long, value_name = "PERCENT", default_value_t = 5.0, value_parser = parse_percent)]
     late: f64,
 
     /// A picture of each row's waits as well
-    #[arg(long)]
+    #[arg(long, help_heading = OUTPUT)]
     histogram: bool,
 
     /// Pictures in milliseconds instead of microseconds
-    #[arg(short = 'm', long, requires = "histogram")]
+    #[arg(short = 'm', long, requires = "histogram", help_heading = OUTPUT)]
     milliseconds: bool,
 
     /// Print each wait that takes longer, as it ends, and no table
+    ///
+    /// In microseconds, fractions allowed. Not with INTERVAL or what is about tables: --by, --top, --late, --culprits,
+    /// --histogram and --hdr.
     #[arg(long, value_name = "USECS", value_parser = parse_micros,
           conflicts_with_all = ["interval", "by", "top", "late", "culprits", "histogram", "hdr", "openmetrics"])]
     slower: Option<Duration>,
 
     /// Where in the kernel vCPUs were blocked, folded, and for how many microseconds: the worst ones, and no table
+    ///
+    /// The 10 stacks at which the longest, or as many as TOP says, folded as for flame graphs. Not with --slower,
+    /// --culprits, --histogram, --hdr, --csv and --json.
     #[arg(long, value_name = "TOP", num_args = 0..=1, require_equals = true, default_missing_value = "10",
           value_parser = clap::value_parser!(u32).range(1..),
           conflicts_with_all = ["slower", "culprits", "histogram", "csv", "json", "hdr", "openmetrics"])]
     stacks: Option<u32>,
 
     /// A heat map of all their waits: a line for each interval, latency across, in colour on a terminal
-    #[arg(long, requires = "interval",
+    ///
+    /// Instead of a table. INTERVAL must be given. Not with --by, --top, --late, --culprits, --histogram, --slower,
+    /// --stacks, --csv and --json.
+    #[arg(long, requires = "interval", help_heading = OUTPUT,
           conflicts_with_all = ["csv", "json", "by", "top", "late", "culprits", "histogram", "slower", "stacks"])]
     heatmap: bool,
 }
 
 #[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
 enum Breakdown {
+    /// vCPU, as name/vcpu_id, or name/? if its number is not known
     Vcpu,
+    /// KVM guest, with all of its vCPUs that are wanted: shares are of their time together, rates those of all of them
     Vm,
 }
+
+const EXAMPLES: &str = "\
+Examples:
+  vcpulag 10 1              the host, for ten seconds
+  vcpulag -T --top 5 1      every second, until Ctrl-C, the five worst
+  vcpulag --by vm -d 10     which guests wait the longest?
+  vcpulag --culprits -d 10  who makes whom wait?
+  vcpulag --vm web --slower 20000
+                            each time it does not run for more than 20 ms
+  vcpulag --vm web --stacks -d 10 | flamegraph.pl > blocked.svg
+                            where in the kernel were its vCPUs blocked?";
 
 fn parse_percent(text: &str) -> Result<f64, String> {
     match text.parse() {
@@ -278,4 +313,16 @@ fn tell_long_waits(
         Ok(out.flush()?)
     })?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn page_and_completions_are_of_these_options() {
+        docs::check(Args::command(), "vcpulag", "vcpulag");
+    }
 }

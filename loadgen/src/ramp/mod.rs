@@ -42,25 +42,37 @@ const RESERVE_BYTES: u64 = 1 << 30;
 /// Starts more and more guests until a limit stops it; a row for each step
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Up to so many guests, or as many as `memory` allows
+    /// Up to so many guests, or as many as there is memory for
     #[arg(long, value_name = "N|memory", default_value = "memory")]
     to: Goal,
     /// Each step adds so many guests, or makes them so many times as many, beginning with one
+    ///
+    /// The last step is as big as the target and the memory allow.
     #[arg(long, value_name = "N|xF", default_value = "x2")]
     step: Step,
     /// Seconds to watch each step
     #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = parse_seconds)]
     hold: Duration,
     /// Meanwhile stop so many guests a second, one after the other, and start another one for each
+    ///
+    /// Between holds none is told to leave. See the manual's CHURN.
     #[arg(long, value_name = "N/s")]
     churn: Option<ChurnRate>,
     /// Leave so much of the host's memory [default: a twentieth of what there is, or 1G if that is more]
+    ///
+    /// By MemAvailable, as it is at the beginning.
     #[arg(long, value_name = "SIZE", value_parser = reserve)]
     reserve: Option<u64>,
     /// Stop when a task of the host comes so late that one time in 100 it is more than so many milliseconds
+    ///
+    /// That is the 99th percentile of the probe's lateness in a step.
     #[arg(long, value_name = "MS", default_value_t = 200, value_parser = clap::value_parser!(u64).range(1..))]
     probe_late: u64,
     /// Keep everything in this directory, which is made: the rows, what the tools print, the host's facts
+    ///
+    /// It must not be there yet. The rows are in ramp.csv, the machine's facts and the command line in host.json, what
+    /// each tool printed in runqlat.csv, runqlat-buckets.csv, vcpulag.csv, kvmexits.csv and ksmstat.csv. The
+    /// notebook oblivion.ipynb draws it.
     #[arg(long, value_name = "DIR")]
     observe: Option<PathBuf>,
     /// Rows as CSV
