@@ -1,7 +1,7 @@
 //! What this host can do, asked before anything is loaded, and what to tell a user when it cannot.
 
 use std::fs;
-use std::io::{self, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
@@ -17,18 +17,25 @@ use crate::session::host_cannot;
 pub const CAP_SYS_ADMIN: u32 = 21;
 /// May have more than the limits on resources allow.
 pub const CAP_SYS_RESOURCE: u32 = 24;
+const CAP_SYS_PTRACE: u32 = 19;
 const CAP_PERFMON: u32 = 38;
 const CAP_BPF: u32 = 39;
+const CAP_CHECKPOINT_RESTORE: u32 = 40;
+
+/// What loading our programs needs.
+const FOR_BPF: [(u32, &str); 2] = [(CAP_BPF, "CAP_BPF"), (CAP_PERFMON, "CAP_PERFMON")];
 
 const BTF: &str = "/sys/kernel/btf/vmlinux";
 
 /// Fails with the cause and the remedy if BPF programs cannot be loaded here, or not see all of the host.
 pub fn check_bpf() -> Result<()> {
     let status = fs::read("/proc/self/status").context("failed to read `/proc/self/status`")?;
-    if !may_load_bpf(effective_capabilities(&String::from_utf8_lossy(&status))) {
-        return Err(host_cannot(
-            "not allowed to load BPF programs: run as root, or with CAP_BPF and CAP_PERFMON",
-        ));
+    let missing = missing_for_bpf(effective_capabilities(&String::from_utf8_lossy(&status)));
+    if !missing.is_empty() {
+        return Err(host_cannot(format!(
+            "not allowed to load BPF programs without {}: run as root, or with CAP_BPF and CAP_PERFMON",
+            missing.join(" and ")
+        )));
     }
     if !Path::new(BTF).exists() {
         return Err(host_cannot(format!(
@@ -76,9 +83,39 @@ fn effective_capabilities(status: &str) -> u64 {
     hex.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).unwrap_or(0)
 }
 
-fn may_load_bpf(capabilities: u64) -> bool {
-    let has = |cap: u32| capabilities & 1 << cap != 0;
-    has(CAP_SYS_ADMIN) || has(CAP_BPF) && has(CAP_PERFMON)
+/// What loading BPF programs needs and is not among `capabilities`.
+fn missing_for_bpf(capabilities: u64) -> Vec<&'static str> {
+    let lacks = |cap: u32| capabilities & 1 << cap == 0;
+    let missing = FOR_BPF.iter().filter(|(cap, _)| lacks(CAP_SYS_ADMIN) && lacks(*cap));
+    missing.map(|(_, name)| *name).collect()
+}
+
+/// Which stacks are those of addresses, as this process may not see names: a sentence for each capability that lacks.
+pub fn nameless_stacks(of_processes: bool, of_kernel: bool) -> Vec<&'static str> {
+    let mut sentences = Vec::new();
+    // /proc/PID/maps, and /proc/PID/map_files, by which a file is found in any mount namespace.
+    let (may_look, may_open) = (is_capable(CAP_SYS_PTRACE), is_capable(CAP_CHECKPOINT_RESTORE));
+    if of_processes && !(may_look && (may_open || is_capable(CAP_SYS_ADMIN))) {
+        sentences.push(
+            "without CAP_SYS_PTRACE and CAP_CHECKPOINT_RESTORE functions of other users' processes are addresses",
+        );
+    }
+    if of_kernel && hides_addresses() {
+        sentences.push("without CAP_SYSLOG functions of the kernel are addresses");
+    }
+    sentences
+}
+
+/// Whether the kernel shows this process zeroes for addresses (kallsyms_show_value() in kernel/ksyms_common.c).
+fn hides_addresses() -> bool {
+    // Some, as the very first may really be at 0.
+    let mut some = [0; 4_096];
+    let file = fs::File::open("/proc/kallsyms");
+    let read = file.and_then(|mut file| file.read_exact(&mut some));
+    let text = String::from_utf8_lossy(&some);
+    let hidden =
+        |line: &str| line.split(' ').next().is_some_and(|word| word.bytes().all(|b| b == b'0'));
+    read.is_err() || text.lines().all(hidden)
 }
 
 /// What the kernel must have, as its type information tells: a field, and the option that makes it exist.
@@ -105,7 +142,8 @@ pub fn explain_load_error(err: libbpf_rs::Error) -> anyhow::Error {
     }
     if err.kind() == ErrorKind::PermissionDenied {
         return host_cannot(format!(
-            "the kernel refuses to load BPF programs ({err}): run as root"
+            "the kernel refuses to load BPF programs ({err}): run as root, or before Linux 5.11 with \
+             CAP_SYS_RESOURCE, too"
         ));
     }
     anyhow::Error::new(err).context("failed to load the BPF programs (-v shows why)")
@@ -157,10 +195,10 @@ mod tests {
     fn capabilities_are_read_from_status() {
         let status = "Name:\tx\nCapPrm:\t0000000000000000\nCapEff:\t000000c000000000\n";
         assert_eq!(effective_capabilities(status), 0xc0_0000_0000);
-        assert!(may_load_bpf(1 << CAP_BPF | 1 << CAP_PERFMON));
-        assert!(may_load_bpf(1 << CAP_SYS_ADMIN));
-        assert!(!may_load_bpf(1 << CAP_BPF));
-        assert!(!may_load_bpf(effective_capabilities("")));
+        assert!(missing_for_bpf(1 << CAP_BPF | 1 << CAP_PERFMON).is_empty());
+        assert!(missing_for_bpf(1 << CAP_SYS_ADMIN).is_empty());
+        assert_eq!(missing_for_bpf(1 << CAP_BPF), ["CAP_PERFMON"]);
+        assert_eq!(missing_for_bpf(effective_capabilities("")), ["CAP_BPF", "CAP_PERFMON"]);
     }
 
     #[test]

@@ -9,6 +9,7 @@ pub mod host;
 pub mod kvm;
 pub mod maps;
 pub mod output;
+pub mod perf;
 pub mod progs;
 pub mod session;
 pub mod time;

@@ -43,7 +43,7 @@ fn tracefs_events() -> Result<PathBuf> {
             Ok(_) => return Ok(events),
             Err(err) if err.kind() == ErrorKind::PermissionDenied => {
                 return Err(host_cannot(format!(
-                    "not allowed to read `{}`: run as root",
+                    "not allowed to read `{}`: run as root, or with CAP_DAC_READ_SEARCH",
                     events.display()
                 )));
             }

@@ -15,7 +15,7 @@ use crate::util::{TempDir, alone, loadgen};
 const KVMEXITS: &str = env!("CARGO_BIN_EXE_kvmexits");
 
 /// Whether this host's KVM fires kvm_exit: Intel's and AMD's do, PVM does not.
-fn traces_exits() -> bool {
+pub fn traces_exits() -> bool {
     ["kvm_amd", "kvm_intel"].iter().any(|module| Path::new("/sys/module").join(module).exists())
 }
 

@@ -7,6 +7,7 @@
 #[path = "../util/mod.rs"]
 mod util;
 
+mod capabilities;
 mod ksm_guests;
 mod ksmstat;
 mod ksmstat_why;

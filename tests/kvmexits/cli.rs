@@ -81,7 +81,7 @@ fn not_root_is_told_the_remedy() {
     assert!(install.success());
     let as_nobody =
         |args: &[&str]| Command::new(&copy).args(args).uid(65_534).gid(65_534).output().unwrap();
-    let remedy = "not allowed to load BPF programs: run as root, or with CAP_BPF and CAP_PERFMON";
+    let remedy = "not allowed to load BPF programs without CAP_BPF and CAP_PERFMON: run as root";
     tool::assert_refused("kvmexits", &as_nobody(&["1", "1"]), 3, remedy);
     tool::assert_refused("kvmexits", &as_nobody(&["abc"]), 2, "abc");
     tool::assert_refused("kvmexits", &as_nobody(&["--reason", "nosuch"]), 2, "no exit reason");

@@ -182,7 +182,7 @@ fn not_root_is_told_the_remedy() {
         "runqlat",
         &output,
         3,
-        "not allowed to load BPF programs: run as root, or with CAP_BPF and CAP_PERFMON",
+        "not allowed to load BPF programs without CAP_BPF and CAP_PERFMON: run as root",
     );
     // What is wrong with the words is still said first.
     let output = Command::new(&copy).arg("abc").uid(65_534).gid(65_534).output().unwrap();

@@ -1,5 +1,6 @@
 //! What integration tests share: tools run as a user runs them, and threads whose waits the kernel's books tell.
 
+pub mod capabilities;
 pub mod child;
 pub mod guests;
 pub mod ksm;

@@ -39,11 +39,16 @@ pub struct Ended {
 impl Tool {
     /// Starts a tool and waits for its first line: from then on it counts.
     pub fn start(program: &str, args: &[&str]) -> Self {
-        let mut tool = Self::start_at_once(program, args);
+        Self::start_command(Command::new(program).args(args))
+    }
+
+    /// The same with a command that is more than a program and its arguments.
+    pub fn start_command(command: &mut Command) -> Self {
+        let mut tool = Self::start_command_at_once(command);
         let Ok(first) = tool.lines.recv() else {
             let mut stderr = String::new();
             tool.child.0.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
-            panic!("{program} {args:?} ended at once: {stderr}");
+            panic!("{command:?} ended at once: {stderr}");
         };
         tool.first = first + "\n";
         tool
@@ -51,12 +56,12 @@ impl Tool {
 
     /// Starts a tool that prints nothing before it has something to tell.
     pub fn start_at_once(program: &str, args: &[&str]) -> Self {
-        let mut child = Command::new(program)
-            .args(args)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        Self::start_command_at_once(Command::new(program).args(args))
+    }
+
+    fn start_command_at_once(command: &mut Command) -> Self {
+        let piped = command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = piped.spawn().unwrap();
         let stdout = BufReader::new(child.stdout.take().unwrap());
         let (sender, lines) = mpsc::channel();
         thread::spawn(move || {

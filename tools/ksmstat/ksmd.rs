@@ -1,11 +1,10 @@
 //! The kernel's thread that scans, ksmd, and what /proc tells of it.
 
 use std::fs;
-use std::io;
-use std::mem;
-use std::os::fd::{FromRawFd as _, OwnedFd};
+use std::os::fd::OwnedFd;
 
 use anyhow::{Context as _, Result};
+use common::perf;
 use libbpf_rs::libbpf_sys;
 
 /// The PID of kthreadd, which is the parent of all kernel threads.
@@ -43,21 +42,6 @@ pub fn cow_breaks() -> Result<Option<u64>> {
 
 /// An event for each time that this thread is switched away from.
 pub fn open_switches(pid: i32) -> Result<OwnedFd> {
-    // SAFETY: all zeroes is a valid perf_event_attr.
-    let mut attr: libbpf_sys::perf_event_attr = unsafe { mem::zeroed() };
-    attr.size = u32::try_from(size_of_val(&attr))?;
-    attr.type_ = libbpf_sys::PERF_TYPE_SOFTWARE;
-    attr.config = libbpf_sys::PERF_COUNT_SW_CONTEXT_SWITCHES.into();
-    attr.__bindgen_anon_1.sample_period = 1;
-    let (any_cpu, no_group) = (-1, -1);
-    let flags = libbpf_sys::PERF_FLAG_FD_CLOEXEC;
-    // SAFETY: `attr` is as long as it says and outlives the call.
-    let fd = unsafe {
-        libc::syscall(libc::SYS_perf_event_open, &raw const attr, pid, any_cpu, no_group, flags)
-    };
-    if fd < 0 {
-        return Err(io::Error::last_os_error()).context("failed to watch ksmd's switches");
-    }
-    // SAFETY: the descriptor is new, and nobody else's.
-    Ok(unsafe { OwnedFd::from_raw_fd(i32::try_from(fd)?) })
+    let switches = perf::open_software(libbpf_sys::PERF_COUNT_SW_CONTEXT_SWITCHES, 1, pid);
+    switches.context("failed to watch ksmd's switches")
 }

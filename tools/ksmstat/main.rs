@@ -26,6 +26,7 @@ use common::hist::{FIRST_EPOCH, Unit};
 use common::host;
 use common::output::openmetrics::OpenMetrics;
 use common::output::{self, HdrLog, HdrSerializer, Interval};
+use common::perf;
 use common::session::{self, Stop, Ticker, host_cannot};
 use common::vms::Names;
 use jiff::Timestamp;
@@ -195,6 +196,7 @@ fn run(args: Args) -> Result<ExitCode> {
     let (filter, rows) = (args.filter()?, args.rows()?);
     let state = state?;
     host::check_bpf()?;
+    perf::check()?;
     let mut hdr_file = args.output.hdr_file()?;
     let metrics_target = args.output.metrics_target()?;
     host::show_libbpf_messages(args.output.verbose);
@@ -236,7 +238,11 @@ fn run(args: Args) -> Result<ExitCode> {
     // Folded stacks are for programs that know no other lines.
     let mut stacks = args.stacks.map(|top| Stacks::new(top as usize));
     match stacks {
-        Some(_) => session::complain("ksmstat", report::BANNER),
+        Some(_) => {
+            session::complain("ksmstat", report::BANNER);
+            let nameless = host::nameless_stacks(true, true);
+            nameless.iter().for_each(|line| session::complain("ksmstat", line));
+        }
         None => report.begin(&mut out, &known, &state)?,
     }
     out.flush()?;

@@ -26,7 +26,7 @@ use common::output::openmetrics::OpenMetrics;
 use common::output::{Format, HdrLog, HdrSerializer};
 use common::session::{self, Stop, Ticker, usage};
 use common::vms::Names;
-use common::{host, kvm};
+use common::{host, kvm, perf};
 use jiff::Timestamp;
 
 use metrics::Metrics;
@@ -183,6 +183,7 @@ fn run(args: Args) -> Result<ExitCode> {
     }
     let wanted = args.wanted()?;
     host::check_bpf()?;
+    perf::check()?;
     let mut hdr_file = args.output.hdr_file()?;
     let metrics_target = args.output.metrics_target()?;
     host::show_libbpf_messages(args.output.verbose);
@@ -242,7 +243,11 @@ fn run(args: Args) -> Result<ExitCode> {
         metrics_target.map(|to| OpenMetrics::begin(to, "kvmexits", metrics)).transpose()?;
     // Folded stacks are for programs that know no other lines.
     match stacks {
-        Some(_) => session::complain("kvmexits", BANNER),
+        Some(_) => {
+            session::complain("kvmexits", BANNER);
+            let nameless = host::nameless_stacks(true, false);
+            nameless.iter().for_each(|line| session::complain("kvmexits", line));
+        }
         None => report.begin(&mut out)?,
     }
     out.flush()?;

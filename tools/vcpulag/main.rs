@@ -28,6 +28,7 @@ use common::host;
 use common::output::heatmap::Look;
 use common::output::openmetrics::OpenMetrics;
 use common::output::{Format, HdrLog, HdrSerializer};
+use common::perf;
 use common::session::{self, Stop, Ticker};
 use common::vms::Names;
 use jiff::Timestamp;
@@ -174,6 +175,7 @@ fn main() -> ExitCode {
 fn run(args: Args) -> Result<ExitCode> {
     let wanted = args.wanted()?;
     host::check_bpf()?;
+    perf::check()?;
     let mut hdr_file = args.output.hdr_file()?;
     let metrics_target = args.output.metrics_target()?;
     host::show_libbpf_messages(args.output.verbose);
@@ -213,7 +215,11 @@ fn run(args: Args) -> Result<ExitCode> {
     // Folded stacks are for programs that know no other lines.
     let mut stacks = args.stacks.map(|top| Stacks::new(top as usize));
     match stacks {
-        Some(_) => session::complain("vcpulag", report::BANNER),
+        Some(_) => {
+            session::complain("vcpulag", report::BANNER);
+            let nameless = host::nameless_stacks(false, true);
+            nameless.iter().for_each(|line| session::complain("vcpulag", line));
+        }
         None => report.begin(&mut out)?,
     }
     out.flush()?;

@@ -73,6 +73,9 @@ fn merges(tracer: &Tracer<'_>, pid: Option<i32>) -> Result<Merges> {
     Ok(Merges::Seen(Attempts { merged, errors, of_process }))
 }
 
+/// What reading other users' processes needs: ksm_stat the one, smaps the other.
+const FOR_OTHERS: &str = "CAP_DAC_READ_SEARCH and CAP_SYS_PTRACE";
+
 /// Reads what /proc says of a process. `by_node` asks for the NUMA nodes of its memory.
 pub fn process(pid: i32, by_node: bool) -> Result<Process> {
     let memory = match memory(pid, by_node) {
@@ -83,12 +86,12 @@ pub fn process(pid: i32, by_node: bool) -> Result<Process> {
         Err(err) if has_ended(&err) => return Err(anyhow!("process {pid} has ended")),
         Err(err) if err.kind() == ErrorKind::PermissionDenied => {
             return Err(host_cannot(format!(
-                "not allowed to read `/proc/{pid}/smaps`: run as root"
+                "not allowed to read `/proc/{pid}/smaps`: run as root, or with {FOR_OTHERS}"
             )));
         }
         Err(err) => return Err(err).context(format!("failed to read `/proc/{pid}/smaps`")),
     };
-    let stat = fs::read_to_string(format!("/proc/{pid}/ksm_stat")).unwrap_or_default();
+    let stat = ksm_stat(pid)?;
     let merging = fs::read_to_string(format!("/proc/{pid}/ksm_merging_pages")).ok();
     Ok(Process {
         pid,
@@ -106,16 +109,16 @@ pub fn host(by_node: bool) -> Result<Host> {
     let mut host = Host::default();
     for pid in vms::processes() {
         // Walking page tables takes time: where the kernel says that there is nothing (Linux 6.14), that is believed.
-        let stat = fs::read_to_string(format!("/proc/{pid}/ksm_stat")).unwrap_or_default();
+        let stat = ksm_stat(pid)?;
         let memory = match word(&stat, "ksm_mergeable:") {
             Some("no") => Memory::default(),
             _ => match memory(pid, by_node) {
                 Ok(memory) => memory.unwrap_or_default(),
                 Err(err) if has_ended(&err) => continue,
                 Err(err) if err.kind() == ErrorKind::PermissionDenied => {
-                    return Err(host_cannot(
-                        "not allowed to read other processes' smaps: run as root",
-                    ));
+                    return Err(host_cannot(format!(
+                        "not allowed to read other processes' smaps: run as root, or with {FOR_OTHERS}"
+                    )));
                 }
                 Err(err) => return Err(err).context(format!("failed to read `/proc/{pid}/smaps`")),
             },
@@ -127,6 +130,17 @@ pub fn host(by_node: bool) -> Result<Host> {
         }
     }
     Ok(host)
+}
+
+/// What KSM's books say of a process; nothing before Linux 6.1, or if it has ended.
+fn ksm_stat(pid: i32) -> Result<String> {
+    let path = format!("/proc/{pid}/ksm_stat");
+    match fs::read_to_string(&path) {
+        Err(err) if err.kind() == ErrorKind::PermissionDenied => Err(host_cannot(format!(
+            "not allowed to read `{path}`: run as root, or with {FOR_OTHERS}"
+        ))),
+        read => Ok(read.unwrap_or_default()),
+    }
 }
 
 /// A process's memory; `None` if it has none.
