@@ -3,7 +3,7 @@
 PREFIX ?= /usr/local
 export DESTDIR PREFIX
 
-.PHONY: all demo test test-kernels vm bench docs notebooks install
+.PHONY: all demo test test-packages test-kernels vm bench docs notebooks install deb rpm
 
 all:
 	packaging/install-deps build
@@ -22,7 +22,13 @@ test:
 	mandoc -T lint -W warning man/*.8
 	tests/check-rebuild
 	cargo test --workspace
+	$(MAKE) test-packages
 	$(MAKE) test-kernels
+
+test-packages:
+	packaging/install-deps packages
+	packaging/install-cargo-deb
+	tests/packages/run
 
 test-kernels:
 	packaging/install-deps vm
@@ -51,3 +57,14 @@ notebooks: all
 install:
 	cargo build --release --workspace
 	packaging/install target/release
+
+deb:
+	packaging/install-deps deb
+	packaging/install-cargo-deb
+	packaging/build
+	packaging/deb dist --dbgsym
+
+rpm:
+	packaging/install-deps rpm
+	packaging/build
+	packaging/rpm target/dist

@@ -9,6 +9,9 @@ use libbpf_cargo::SkeletonBuilder;
 
 fn main() {
     let sources = Path::new("bpf");
+    // Objects name their sources, the same wherever these are.
+    let top = env::current_dir().expect("failed to find the current directory");
+    let prefix_map = format!("-ffile-prefix-map={}/=", top.display());
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     println!("cargo:rerun-if-changed=bpf");
     for entry in fs::read_dir(sources).expect("failed to read `bpf`") {
@@ -21,7 +24,7 @@ fn main() {
         SkeletonBuilder::new()
             .source(&source)
             .obj(out.join(format!("{stem}.bpf.o")))
-            .clang_args(["-I", "bpf", "-mcpu=v3", "-Wall", "-Werror"])
+            .clang_args(["-I", "bpf", "-mcpu=v3", "-Wall", "-Werror", &prefix_map])
             .reference_obj(true)
             .build_and_generate(out.join(format!("{stem}.skel.rs")))
             .unwrap_or_else(|err| panic!("failed to build `{}`: {err:?}", source.display()));
