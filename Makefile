@@ -3,7 +3,7 @@
 PREFIX ?= /usr/local
 export DESTDIR PREFIX
 
-.PHONY: all demo test test-packages test-kernels vm bench docs notebooks install deb rpm
+.PHONY: all demo test test-packages test-kernels vm bench docs notebooks install deb rpm static
 
 all:
 	packaging/install-deps build
@@ -33,6 +33,7 @@ test-packages:
 test-kernels:
 	packaging/install-deps vm
 	tests/vm/test
+	tests/vm/static
 
 vm:
 	packaging/install-deps vm
@@ -63,6 +64,10 @@ deb:
 	packaging/install-cargo-deb
 	packaging/build
 	packaging/deb dist --dbgsym
+
+static:
+	packaging/install-deps build
+	packaging/static
 
 rpm:
 	packaging/install-deps rpm

@@ -11,7 +11,7 @@ fn main() {
     let sources = Path::new("bpf");
     // Objects name their sources, the same wherever these are.
     let top = env::current_dir().expect("failed to find the current directory");
-    let prefix_map = format!("-ffile-prefix-map={}/=", top.display());
+    let prefix_map = format!("-ffile-prefix-map={}=.", top.display());
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     println!("cargo:rerun-if-changed=bpf");
     for entry in fs::read_dir(sources).expect("failed to read `bpf`") {
