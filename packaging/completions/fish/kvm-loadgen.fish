@@ -31,12 +31,17 @@ complete -c kvm-loadgen -n "__fish_kvm_loadgen_needs_command" -f -a "check" -d '
 complete -c kvm-loadgen -n "__fish_kvm_loadgen_needs_command" -f -a "ramp" -d 'Starts more and more guests until a limit stops it; a row for each step'
 complete -c kvm-loadgen -n "__fish_kvm_loadgen_using_subcommand run" -l vms -d 'Number of guests' -r
 complete -c kvm-loadgen -n "__fish_kvm_loadgen_using_subcommand run" -l vcpus -d 'vCPUs of each guest' -r
-complete -c kvm-loadgen -n "__fish_kvm_loadgen_using_subcommand run" -l memory -d 'Memory of each guest: bytes, or a number with K, M or G; none of it exists before it is touched' -r
+complete -c kvm-loadgen -n "__fish_kvm_loadgen_using_subcommand run" -l memory -d 'Memory of each guest: bytes, or a number with K, M or G; none of it exists before it is touched [default: 0; with --linux 128M]' -r
 complete -c kvm-loadgen -n "__fish_kvm_loadgen_using_subcommand run" -l workload -d 'What the guests do: spin, idle, idle=HZ, duty=PCT or exits=KIND:COUNT[@RATE],...; and, alone or given beside one of these, memory=SIZE[,duplicate=PCT][,zero=PCT][,rewrite=PCT/s|PCT/signal]' -r
-complete -c kvm-loadgen -n "__fish_kvm_loadgen_using_subcommand run" -l mem-merge -d 'Whether KSM may merge the memory of memory=SIZE, as QEMU\'s mem-merge [default: on]' -r -f -a "on\t'It may (MADV_MERGEABLE)'
+complete -c kvm-loadgen -n "__fish_kvm_loadgen_using_subcommand run" -l mem-merge -d 'Whether KSM may merge the memory of memory=SIZE, or of --linux, as QEMU\'s mem-merge [default: on]' -r -f -a "on\t'It may (MADV_MERGEABLE)'
 off\t'It may not'"
 complete -c kvm-loadgen -n "__fish_kvm_loadgen_using_subcommand run" -l vmm-sleep -d 'Sleep so many milliseconds before answering an exit to userspace (pio, mmio); fractions are allowed' -r
 complete -c kvm-loadgen -n "__fish_kvm_loadgen_using_subcommand run" -l io-thread -d 'One more thread in each guest\'s process, which burns so many per cent of a CPU' -r
+complete -c kvm-loadgen -n "__fish_kvm_loadgen_using_subcommand run" -l linux -d 'Boot this kernel, a bzImage or an ELF vmlinux, instead of a workload' -r -F
+complete -c kvm-loadgen -n "__fish_kvm_loadgen_using_subcommand run" -l initrd -d 'The initial RAM disk of --linux' -r -F
+complete -c kvm-loadgen -n "__fish_kvm_loadgen_using_subcommand run" -l cmdline -d 'The command line of --linux' -r
+complete -c kvm-loadgen -n "__fish_kvm_loadgen_using_subcommand run" -l console -d 'Write the serial console of each guest to DIR/NAME.log; DIR is made if need be' -r -F
+complete -c kvm-loadgen -n "__fish_kvm_loadgen_using_subcommand run" -l ready -d 'A guest is ready when a line of its console has this in it' -r
 complete -c kvm-loadgen -n "__fish_kvm_loadgen_using_subcommand run" -l nice -d 'Nice value of all guests, and of their cgroup as a whole unless it has a --weight' -r
 complete -c kvm-loadgen -n "__fish_kvm_loadgen_using_subcommand run" -l sched -d 'Scheduling policy of all guests' -r -f -a "other\t'SCHED_OTHER, that of ordinary tasks'
 batch\t'SCHED_BATCH'
@@ -64,12 +69,17 @@ complete -c kvm-loadgen -n "__fish_kvm_loadgen_using_subcommand ramp" -l reserve
 complete -c kvm-loadgen -n "__fish_kvm_loadgen_using_subcommand ramp" -l probe-late -d 'Stop when a task of the host comes so late that one time in 100 it is more than so many milliseconds' -r
 complete -c kvm-loadgen -n "__fish_kvm_loadgen_using_subcommand ramp" -l observe -d 'Keep everything in this directory, which is made: the rows, what the tools print, the host\'s facts' -r -F
 complete -c kvm-loadgen -n "__fish_kvm_loadgen_using_subcommand ramp" -l vcpus -d 'vCPUs of each guest' -r
-complete -c kvm-loadgen -n "__fish_kvm_loadgen_using_subcommand ramp" -l memory -d 'Memory of each guest: bytes, or a number with K, M or G; none of it exists before it is touched' -r
+complete -c kvm-loadgen -n "__fish_kvm_loadgen_using_subcommand ramp" -l memory -d 'Memory of each guest: bytes, or a number with K, M or G; none of it exists before it is touched [default: 0; with --linux 128M]' -r
 complete -c kvm-loadgen -n "__fish_kvm_loadgen_using_subcommand ramp" -l workload -d 'What the guests do: spin, idle, idle=HZ, duty=PCT or exits=KIND:COUNT[@RATE],...; and, alone or given beside one of these, memory=SIZE[,duplicate=PCT][,zero=PCT][,rewrite=PCT/s|PCT/signal]' -r
-complete -c kvm-loadgen -n "__fish_kvm_loadgen_using_subcommand ramp" -l mem-merge -d 'Whether KSM may merge the memory of memory=SIZE, as QEMU\'s mem-merge [default: on]' -r -f -a "on\t'It may (MADV_MERGEABLE)'
+complete -c kvm-loadgen -n "__fish_kvm_loadgen_using_subcommand ramp" -l mem-merge -d 'Whether KSM may merge the memory of memory=SIZE, or of --linux, as QEMU\'s mem-merge [default: on]' -r -f -a "on\t'It may (MADV_MERGEABLE)'
 off\t'It may not'"
 complete -c kvm-loadgen -n "__fish_kvm_loadgen_using_subcommand ramp" -l vmm-sleep -d 'Sleep so many milliseconds before answering an exit to userspace (pio, mmio); fractions are allowed' -r
 complete -c kvm-loadgen -n "__fish_kvm_loadgen_using_subcommand ramp" -l io-thread -d 'One more thread in each guest\'s process, which burns so many per cent of a CPU' -r
+complete -c kvm-loadgen -n "__fish_kvm_loadgen_using_subcommand ramp" -l linux -d 'Boot this kernel, a bzImage or an ELF vmlinux, instead of a workload' -r -F
+complete -c kvm-loadgen -n "__fish_kvm_loadgen_using_subcommand ramp" -l initrd -d 'The initial RAM disk of --linux' -r -F
+complete -c kvm-loadgen -n "__fish_kvm_loadgen_using_subcommand ramp" -l cmdline -d 'The command line of --linux' -r
+complete -c kvm-loadgen -n "__fish_kvm_loadgen_using_subcommand ramp" -l console -d 'Write the serial console of each guest to DIR/NAME.log; DIR is made if need be' -r -F
+complete -c kvm-loadgen -n "__fish_kvm_loadgen_using_subcommand ramp" -l ready -d 'A guest is ready when a line of its console has this in it' -r
 complete -c kvm-loadgen -n "__fish_kvm_loadgen_using_subcommand ramp" -l nice -d 'Nice value of all guests, and of their cgroup as a whole unless it has a --weight' -r
 complete -c kvm-loadgen -n "__fish_kvm_loadgen_using_subcommand ramp" -l sched -d 'Scheduling policy of all guests' -r -f -a "other\t'SCHED_OTHER, that of ordinary tasks'
 batch\t'SCHED_BATCH'
