@@ -87,7 +87,7 @@ fn guests_are_merged_and_written_to_as_known() {
     }
     if kernel() >= (6, 3) {
         assert_eq!(sum(&host, "merged"), places);
-        // A page that somebody holds at the moment is merged at a later look: such failures cost nothing.
-        assert_eq!(sum(&host, "unmerged"), 0);
+        // ksmd tells of a merge before it counts it: a pair may be on its way at a look, and for once seem to be gone.
+        assert!(sum(&host, "unmerged") <= 2, "{host:#?}");
     }
 }
