@@ -12,6 +12,7 @@ use kvm_bindings::{kvm_regs, kvm_segment, kvm_sregs};
 
 use crate::code::{self, EXITS_OFFSET, Entry, MEMORY_OFFSET};
 use crate::exits_code;
+use crate::long_mode::{CR0_MP, CR0_NE, CR0_WP, LongMode};
 use crate::memory_code;
 use crate::record::{PAGE_SIZE, VcpuPage};
 use crate::workload::Workload;
@@ -89,16 +90,6 @@ const GDT: [u64; 5] =
 
 /// Interrupts on, and I/O allowed in ring 3 (IOPL 3) for the write to the stop port; bit 1 is always set.
 const RFLAGS: u64 = 1 << 9 | 3 << 12 | 1 << 1;
-
-const CR0_PE: u64 = 1 << 0;
-const CR0_MP: u64 = 1 << 1;
-const CR0_ET: u64 = 1 << 4;
-const CR0_NE: u64 = 1 << 5;
-const CR0_WP: u64 = 1 << 16;
-const CR0_PG: u64 = 1 << 31;
-const CR4_PAE: u64 = 1 << 5;
-const EFER_LME: u64 = 1 << 8;
-const EFER_LMA: u64 = 1 << 10;
 
 /// Writes the image of guests with this workload.
 ///
@@ -190,14 +181,15 @@ pub(crate) fn regs(entry: Entry, vcpu: u32) -> kvm_regs {
 
 /// System registers for ring 3 of long mode, changed from what KVM starts with.
 pub(crate) fn sregs(initial: kvm_sregs, vcpu: u32) -> kvm_sregs {
-    let data = segment(USER_DATA, 0x3, 0);
+    let long_mode = LongMode {
+        code: USER_CODE,
+        data: USER_DATA,
+        ring: 3,
+        gdt: (&GDT, GDT_GPA),
+        page_tables: PML4_GPA,
+    };
+    let flat = long_mode.sregs(initial);
     kvm_sregs {
-        cs: segment(USER_CODE, 0xb, 1),
-        ds: data,
-        es: data,
-        fs: data,
-        gs: data,
-        ss: data,
         tr: kvm_segment {
             base: vcpu_gpa(vcpu) + std::mem::offset_of!(VcpuPage, tss) as u64,
             limit: size_of::<crate::record::Tss>() as u32 - 1,
@@ -206,38 +198,13 @@ pub(crate) fn sregs(initial: kvm_sregs, vcpu: u32) -> kvm_sregs {
             present: 1,
             ..Default::default()
         },
-        gdt: kvm_bindings::kvm_dtable {
-            base: GDT_GPA,
-            limit: size_of_val(&GDT) as u16 - 1,
-            ..Default::default()
-        },
         idt: kvm_bindings::kvm_dtable {
             base: IDT_GPA,
             limit: (u16::from(code::TICK_VECTOR) + 1) * 16 - 1,
             ..Default::default()
         },
-        cr0: CR0_PE | CR0_MP | CR0_ET | CR0_NE | CR0_WP | CR0_PG,
-        cr3: PML4_GPA,
-        cr4: CR4_PAE,
-        efer: EFER_LME | EFER_LMA,
-        ..initial
-    }
-}
-
-/// A flat segment of ring 3; `long` is 1 for 64-bit code.
-fn segment(selector: u16, type_: u8, long: u8) -> kvm_segment {
-    kvm_segment {
-        base: 0,
-        limit: u32::MAX,
-        selector,
-        type_,
-        present: 1,
-        dpl: 3,
-        db: 1 - long,
-        s: 1,
-        l: long,
-        g: 1,
-        ..Default::default()
+        cr0: flat.cr0 | CR0_MP | CR0_NE | CR0_WP,
+        ..flat
     }
 }
 

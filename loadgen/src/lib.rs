@@ -21,6 +21,7 @@ mod io;
 mod janitor;
 mod ksm;
 mod linux;
+mod long_mode;
 mod memory;
 mod memory_code;
 mod memory_max;

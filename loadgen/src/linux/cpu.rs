@@ -1,9 +1,10 @@
 //! The processor that the kernel finds when it starts: in long mode with interrupts off, flat segments and the first GiB
 //! mapped one to one, and CPUID without other processors.
 
-use kvm_bindings::{CpuId, kvm_dtable, kvm_regs, kvm_segment, kvm_sregs};
+use kvm_bindings::{CpuId, kvm_regs, kvm_sregs};
 
 use super::boot::ZERO_PAGE;
+use crate::long_mode::LongMode;
 
 /// Where the tables are: in the first 640 KiB. The kernel makes its own before it uses that memory.
 const GDT: u64 = 0x500;
@@ -22,12 +23,6 @@ const PTE_TABLE: u64 = 0x3; // present, writable
 const PTE_LARGE_PAGE: u64 = PTE_TABLE | 1 << 7;
 const LARGE_PAGE: u64 = 2 << 20;
 
-const CR0_PE: u64 = 1 << 0;
-const CR0_ET: u64 = 1 << 4;
-const CR0_PG: u64 = 1 << 31;
-const CR4_PAE: u64 = 1 << 5;
-const EFER_LME: u64 = 1 << 8;
-const EFER_LMA: u64 = 1 << 10;
 /// Bit 1 is always set.
 const RFLAGS: u64 = 1 << 1;
 
@@ -51,42 +46,14 @@ pub(super) fn regs(entry: u64) -> kvm_regs {
 
 /// System registers, changed from what KVM starts with.
 pub(super) fn sregs(initial: kvm_sregs) -> kvm_sregs {
-    let data = segment(BOOT_DS, 0x3, 0);
-    kvm_sregs {
-        cs: segment(BOOT_CS, 0xb, 1),
-        ds: data,
-        es: data,
-        fs: data,
-        gs: data,
-        ss: data,
-        gdt: kvm_dtable {
-            base: GDT,
-            limit: size_of_val(&DESCRIPTORS) as u16 - 1,
-            ..Default::default()
-        },
-        cr0: CR0_PE | CR0_ET | CR0_PG,
-        cr3: PML4,
-        cr4: CR4_PAE,
-        efer: EFER_LME | EFER_LMA,
-        ..initial
-    }
-}
-
-/// A flat segment of ring 0; `long` is 1 for 64-bit code.
-fn segment(selector: u16, type_: u8, long: u8) -> kvm_segment {
-    kvm_segment {
-        base: 0,
-        limit: u32::MAX,
-        selector,
-        type_,
-        present: 1,
-        dpl: 0,
-        db: 1 - long,
-        s: 1,
-        l: long,
-        g: 1,
-        ..Default::default()
-    }
+    let long_mode = LongMode {
+        code: BOOT_CS,
+        data: BOOT_DS,
+        ring: 0,
+        gdt: (&DESCRIPTORS, GDT),
+        page_tables: PML4,
+    };
+    long_mode.sregs(initial)
 }
 
 /// What KVM supports, for the only vCPU of a guest: by it Linux finds out that it runs on KVM, too.
