@@ -4,6 +4,7 @@
 #[allow(dead_code, reason = "this bench uses a part of it")]
 mod columns;
 mod samples;
+mod verdict;
 
 use std::fs;
 use std::ops::ControlFlow;
@@ -16,7 +17,6 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use common::session::complain;
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
 use kvm_ioctls::Kvm;
 use loadgen::{Controls, Fleet, Spec, Workload};
@@ -35,14 +35,7 @@ const MOST_MEMORY: f64 = 1.2;
 const PAGE_SIZE: usize = 4096;
 
 fn main() -> ExitCode {
-    match run() {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(err) => {
-            complain("bench", &format!("{err:#}"));
-            ExitCode::FAILURE
-        }
-    }
+    verdict::exit_code(run())
 }
 
 /// Guests a second, and KiB of each.

@@ -25,13 +25,14 @@ mod schedstat;
 mod stats;
 #[allow(dead_code, reason = "this bench uses a part of it")]
 mod tool;
+mod verdict;
 
 use std::fs;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use common::session::{Stop, complain};
+use common::session::Stop;
 
 use ksm::Ksm;
 use mergeable::Mergeable;
@@ -62,14 +63,7 @@ const USES: [(&str, &[&str]); 2] =
 const LIMIT: f64 = 1.05;
 
 fn main() -> ExitCode {
-    match run() {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(err) => {
-            complain("bench", &format!("{err:#}"));
-            ExitCode::FAILURE
-        }
-    }
+    verdict::exit_code(run())
 }
 
 /// Per page: ksmd's time on a CPU, and the time on the wall.

@@ -20,6 +20,7 @@ mod signal;
 mod stats;
 mod storm;
 mod tool;
+mod verdict;
 
 use std::env;
 use std::mem::MaybeUninit;
@@ -28,7 +29,6 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use common::kvm;
-use common::session::complain;
 
 use exits::{Kind, Peers, Rounds};
 use floor::Floor;
@@ -72,14 +72,7 @@ const IN_NANOSECONDS: Rounds = Rounds {
 };
 
 fn main() -> ExitCode {
-    match run() {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(err) => {
-            complain("bench", &format!("{err:#}"));
-            ExitCode::FAILURE
-        }
-    }
+    verdict::exit_code(run())
 }
 
 /// False if exits were lost.

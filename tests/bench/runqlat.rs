@@ -13,13 +13,13 @@ mod schedstat;
 mod stats;
 mod table;
 mod tool;
+mod verdict;
 
 use std::fs;
 use std::mem::MaybeUninit;
 use std::process::{ExitCode, id};
 
 use anyhow::Result;
-use common::session::complain;
 
 use floor::Floor;
 use measure::Peers;
@@ -35,14 +35,7 @@ const BPF_TIME_LIMIT: f64 = 0.20;
 const NO_WORSE: f64 = 1.05;
 
 fn main() -> ExitCode {
-    match run() {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(err) => {
-            complain("bench", &format!("{err:#}"));
-            ExitCode::FAILURE
-        }
-    }
+    verdict::exit_code(run())
 }
 
 /// False if a requirement is missed.

@@ -20,6 +20,7 @@ mod signal;
 mod stats;
 mod table;
 mod tool;
+mod verdict;
 
 use std::mem::MaybeUninit;
 use std::process::ExitCode;
@@ -27,7 +28,6 @@ use std::time::Duration;
 
 use anyhow::Result;
 use common::kvm;
-use common::session::complain;
 
 use floor::Floor;
 use guests::Guests;
@@ -61,14 +61,7 @@ const LOG_FULL: Duration = Duration::from_secs(3);
 const DEADLINE: Duration = Duration::from_secs(180);
 
 fn main() -> ExitCode {
-    match run() {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(err) => {
-            complain("bench", &format!("{err:#}"));
-            ExitCode::FAILURE
-        }
-    }
+    verdict::exit_code(run())
 }
 
 /// False if a requirement is missed.
