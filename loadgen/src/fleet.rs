@@ -33,13 +33,13 @@ pub use churn::{ChurnRate, Churned};
 
 /// How long the parent sleeps between looks at guests that are about to be ready.
 const SETTLE_POLL: Duration = Duration::from_millis(50);
-/// How long it takes until threads that have gone to sleep are no longer queued: so long, and so much for each.
-const SLEEP_DELAY: Duration = Duration::from_millis(5);
-const SLEEP_DELAY_PER_THREAD: Duration = Duration::from_micros(20);
 /// The same for guests that are about to leave: so long, and so much longer for each that is left. Each look
 /// costs the kernel a walk over all of them.
 const LEAVE_POLL: Duration = Duration::from_millis(1);
 const LEAVE_POLL_PER_GUEST: Duration = Duration::from_micros(5);
+/// How long it takes until threads that have gone to sleep are no longer queued: so long, and so much for each.
+const SLEEP_DELAY: Duration = Duration::from_millis(5);
+const SLEEP_DELAY_PER_THREAD: Duration = Duration::from_micros(20);
 /// Guests that are told to leave are killed when for this long none has left: twice the longest timer period, and for
 /// each a few turns on a CPU, which all must have before the first is gone.
 const GRACE: Duration = Duration::from_secs(2);

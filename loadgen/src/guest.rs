@@ -26,6 +26,7 @@ use crate::image::{self, IMAGE_SIZE, MMIO_GPA};
 use crate::io;
 use crate::linux::{LinuxPlan, Machine};
 use crate::memory::Memory;
+use crate::ns::ns;
 use crate::numa::Node;
 use crate::priority::Priority;
 use crate::process::{self, Name};
@@ -383,12 +384,12 @@ impl Guest<'_> {
             self.die(number, of_io(Step::Bind)(e));
         }
         if number == 0 {
-            page.creation_ns.store(ns_since(self.forked), Relaxed);
+            page.creation_ns.store(ns(self.forked.elapsed()), Relaxed);
         }
         let order = self.wait_for_start();
         if order == Order::GoOn {
             if number == 0 {
-                page.started_ns.store(ns_since(self.plan.begun), Relaxed);
+                page.started_ns.store(ns(self.plan.begun.elapsed()), Relaxed);
             }
             // None spins before all have come so far: thousands would take many seconds for a slice each.
             thread::yield_now();
@@ -469,10 +470,6 @@ pub(crate) fn set_slot(
     // SAFETY: the mapping lives as long as this process, and none of it is memory that Rust code takes for its
     // own: pages of atomics, the image, or what only the guest uses.
     unsafe { vm.set_user_memory_region(region) }.map_err(of_kvm(Step::SetMemory))
-}
-
-fn ns_since(instant: Instant) -> u64 {
-    u64::try_from(instant.elapsed().as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// A size in bytes as that of a mapping.

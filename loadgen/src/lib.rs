@@ -25,6 +25,7 @@ mod long_mode;
 mod memory;
 mod memory_code;
 mod memory_max;
+mod ns;
 mod numa;
 mod pressure;
 mod priority;

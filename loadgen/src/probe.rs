@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 use common::hist::Hist;
 
+use crate::ns::ns;
 use crate::process::{self, Name};
 
 /// How often it wants to run.
@@ -82,10 +83,7 @@ impl Probe {
         self.listen();
         let due = self.begun + PERIOD * (self.runs + 1);
         let going_on = Instant::now().saturating_duration_since(due);
-        Lateness {
-            hist: std::mem::take(&mut self.hist),
-            going_on_ns: u64::try_from(going_on.as_nanos()).unwrap_or(u64::MAX),
-        }
+        Lateness { hist: std::mem::take(&mut self.hist), going_on_ns: ns(going_on) }
     }
 }
 
@@ -113,8 +111,7 @@ fn run(pipe: i32, begun: Instant, parent: u32) -> io::Result<()> {
         // When it is late by more than a period, it is so for the next time, too.
         thread::sleep(due.saturating_duration_since(Instant::now()));
         let late = Instant::now().saturating_duration_since(due);
-        let late_ns = u64::try_from(late.as_nanos()).unwrap_or(u64::MAX);
-        pipe.write_all(&late_ns.to_ne_bytes())?;
+        pipe.write_all(&ns(late).to_ne_bytes())?;
     }
 }
 

@@ -11,6 +11,7 @@ use anyhow::Result;
 use common::hist::Hist;
 
 use super::Fleet;
+use crate::ns::ns;
 use crate::truth::Truth;
 
 /// How soon to look again whether guests are ready.
@@ -171,7 +172,7 @@ impl Fleet {
             stopped: mem::take(&mut turnover.stopped),
             created: mem::take(&mut turnover.created),
             leaving: turnover.leaving.len() as u64,
-            longest_leaving_ns: longest.map(nanoseconds),
+            longest_leaving_ns: longest.map(ns),
             coming: (turnover.free.len() + turnover.coming.len()) as u64,
         })
     }
@@ -182,7 +183,7 @@ impl Fleet {
         if let Some(at) = leaving.iter().position(|guest| guest.pid == pid) {
             let Leaving { vm, told, .. } = leaving.swap_remove(at);
             self.turnover.free.push(vm);
-            self.turnover.stopped.record(nanoseconds(told.elapsed()));
+            self.turnover.stopped.record(ns(told.elapsed()));
             return true;
         }
         if self.turnover.schedule.is_some() {
@@ -249,10 +250,6 @@ impl Fleet {
         self.turnover.coming.push(vm);
         Ok(())
     }
-}
-
-fn nanoseconds(time: Duration) -> u64 {
-    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
 use super::tail::Tail;
+use crate::ns::ns;
 use crate::record::VcpuPage;
 
 /// The console of a guest that runs.
@@ -27,7 +28,7 @@ impl Write for Console<'_> {
         for byte in bytes {
             self.tail.push(*byte);
             if self.ready.comes_with(*byte) {
-                let boot_ns = u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX);
+                let boot_ns = ns(self.started.elapsed());
                 self.page.boot_ns.store(boot_ns.max(1), Relaxed);
             }
         }

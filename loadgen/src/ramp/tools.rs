@@ -19,13 +19,19 @@ use crate::signals::HeldBack;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What runs beside a step: the name under which its CSV is kept, the tool, and what it is asked for.
-type Run = (&'static str, &'static str, &'static [&'static str]);
+struct Run {
+    kept: &'static str,
+    tool: &'static str,
+    args: &'static [&'static str],
+}
+
+/// What is run beside each step.
 const RUNS: [Run; 5] = [
-    ("runqlat", "runqlat", &["--csv"]),
-    ("runqlat-buckets", "runqlat", &["--csv=buckets"]),
-    ("vcpulag", "vcpulag", &["--csv", "--by", "vm"]),
-    ("kvmexits", "kvmexits", &["--csv"]),
-    ("ksmstat", "ksmstat", &["--csv"]),
+    Run { kept: "runqlat", tool: "runqlat", args: &["--csv"] },
+    Run { kept: "runqlat-buckets", tool: "runqlat", args: &["--csv=buckets"] },
+    Run { kept: "vcpulag", tool: "vcpulag", args: &["--csv", "--by", "vm"] },
+    Run { kept: "kvmexits", tool: "kvmexits", args: &["--csv"] },
+    Run { kept: "ksmstat", tool: "ksmstat", args: &["--csv"] },
 ];
 
 /// What the tools said of one step. None where a tool is not there, or the host does not let it see.
@@ -75,14 +81,14 @@ impl Tools {
         let path = std::env::var_os("PATH").unwrap_or_default();
         let dirs: Vec<PathBuf> = beside.into_iter().chain(std::env::split_paths(&path)).collect();
         let find = |name| dirs.iter().map(|dir| dir.join(name)).find(|path| path.is_file());
-        let found = RUNS.iter().filter_map(|run| Some((run, find(run.1)?))).collect();
+        let found = RUNS.iter().filter_map(|run| Some((run, find(run.tool)?))).collect();
         Self { found, kept: kept.map(Path::to_owned) }
     }
 
     /// The names of those that are not there.
     pub(crate) fn missing(&self) -> Vec<&'static str> {
-        let has = |run: &&Run| self.found.iter().any(|(found, _)| found.1 == run.1);
-        let mut missing: Vec<_> = RUNS.iter().filter(|run| !has(run)).map(|run| run.1).collect();
+        let has = |run: &&Run| self.found.iter().any(|(found, _)| found.tool == run.tool);
+        let mut missing: Vec<_> = RUNS.iter().filter(|run| !has(run)).map(|run| run.tool).collect();
         missing.dedup();
         missing
     }
@@ -90,19 +96,19 @@ impl Tools {
     /// Starts them all, for so long.
     pub(crate) fn start(&self, time: Duration, held_back: &HeldBack) -> Result<Running> {
         let mut running = Running { kept: self.kept.clone(), children: vec![] };
-        for ((name, _, args), path) in &self.found {
+        for (run, path) in &self.found {
             // Not a pipe: nobody reads before the end.
             let out = unnamed_file(c"ramp").context("failed to make a file for a tool's output")?;
             let mut command = Command::new(path);
             let child = held_back
                 .spare(&mut command)
                 .args(["-d", &time.as_secs_f64().to_string()])
-                .args(*args)
+                .args(run.args)
                 .stdin(Stdio::null())
                 .stdout(out.try_clone().context("failed to share a file with a tool")?)
                 .spawn()
                 .with_context(|| format!("failed to start `{}`", path.display()))?;
-            running.children.push((name, child, out));
+            running.children.push((run.kept, child, out));
         }
         Ok(running)
     }
