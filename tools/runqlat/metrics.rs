@@ -55,9 +55,7 @@ impl Metrics {
             waits.longest_waiting_ns = waits.longest_waiting_ns.max(longest_ns);
         }
         self.rows.end_interval(interval.length);
-        self.losses.lost += losses.lost;
-        self.losses.unbooked += losses.unbooked;
-        self.losses.reconstructed += losses.reconstructed;
+        self.losses.add(losses);
     }
 }
 

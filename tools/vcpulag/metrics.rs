@@ -67,12 +67,7 @@ impl Metrics {
             vcpus.longest_waiting_ns = vcpus.longest_waiting_ns.max(row.waiting_ns.unwrap_or(0));
         }
         self.rows.end_interval(interval.length);
-        let Losses { vcpus, waits, missed, unseen, unnamed_ns, untold: _ } = *losses;
-        self.losses.vcpus += vcpus;
-        self.losses.waits += waits;
-        self.losses.missed += missed;
-        self.losses.unseen += unseen;
-        self.losses.unnamed_ns += unnamed_ns;
+        self.losses.add(losses);
     }
 }
 
