@@ -13,7 +13,7 @@ use common::output::Interval;
 use common::{host, time};
 use jiff::Timestamp;
 use libbpf_rs::skel::{OpenSkel as _, SkelBuilder as _};
-use libbpf_rs::{Iter, Link, MapCore as _, MapFlags, OpenObject};
+use libbpf_rs::{Iter, Link, MapCore as _, MapFlags, OpenObject, ProgramInput};
 use plain::Plain;
 
 use crate::report::{By, Losses};
@@ -48,6 +48,11 @@ impl Wanted {
     fn reads_all(&self) -> bool {
         self.by == By::PidNs || self.filter.cgroup.is_some()
     }
+
+    /// True if waits are counted in `keyed`.
+    fn is_keyed(&self) -> bool {
+        !matches!(self.by, By::Nothing | By::Cpu)
+    }
 }
 
 /// How many powers of two the waits of one task usually spread over, when maps are sized.
@@ -57,6 +62,9 @@ const MIN_KEYS: u64 = 65_536;
 
 /// The same where map elements must exist before they are used, which costs 27 MB for so many tasks.
 const MIN_KEYS_PREALLOCATED: u64 = 8_192;
+
+/// BPF_F_TEST_RUN_ON_CPU of include/uapi/linux/bpf.h.
+const RUN_ON_CPU: u32 = 1;
 
 /// The attached program.
 pub struct Tracer<'obj> {
@@ -111,6 +119,9 @@ impl<'obj> Tracer<'obj> {
         };
         let mut others = Vec::new();
         if has_books {
+            if wanted.is_keyed() {
+                stock_up(&skel, cpus);
+            }
             let task_newtask = skel.progs.task_newtask.attach();
             others.push(task_newtask.context("failed to attach to `task_newtask`")?);
         }
@@ -264,6 +275,15 @@ impl<'obj> Tracer<'obj> {
     }
 }
 
+/// Sees to elements of `keyed` on every CPU.
+fn stock_up(skel: &RunqlatSkel<'_>, cpus: u32) {
+    for cpu in 0..cpus {
+        let on_cpu = ProgramInput { cpu, flags: RUN_ON_CPU, ..Default::default() };
+        // A CPU that is offline has no waits. If it comes, its first elements are lost at worst, which is counted.
+        _ = skel.progs.stock_up.test_run(on_cpu);
+    }
+}
+
 /// Opens the programs and tells them what to do.
 fn open<'obj>(
     wanted: &Wanted,
@@ -279,12 +299,13 @@ fn open<'obj>(
     open.progs.sched_switch.set_autoload(has_books && !all);
     open.progs.tasks.set_autoload(has_books && !all);
     open.progs.task_newtask.set_autoload(has_books);
+    open.progs.stock_up.set_autoload(has_books && wanted.is_keyed());
     open.progs.sched_switch_plain.set_autoload(!has_books);
     open.progs.tasks_plain.set_autoload(!has_books);
     open.maps.books.set_autocreate(has_books)?;
 
     open.maps.by_cpu.set_max_entries(2 * cpus)?;
-    if !matches!(wanted.by, By::Nothing | By::Cpu) {
+    if wanted.is_keyed() {
         let tasks = match has_books {
             true => (4 * host::threads()?).max(MIN_KEYS),
             false => (2 * host::threads()?).max(MIN_KEYS_PREALLOCATED),
