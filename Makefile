@@ -27,6 +27,7 @@ test:
 
 test-packages:
 	packaging/install-deps packages
+	packaging/install-deps vm
 	packaging/install-cargo-deb
 	tests/packages/run
 
