@@ -7,6 +7,7 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process;
 
 use clap::builder::PossibleValue;
 use clap::{Arg, ArgAction, Command};
@@ -40,8 +41,62 @@ pub(crate) fn check(command: Command, program: &str, installed: &'static str) {
         };
         let mut script = Vec::new();
         generate(shell, &mut unbuilt, installed, &mut script);
-        let script = String::from_utf8(script).unwrap();
-        compare(&top().join("packaging/completions").join(file), &script);
+        let script = labelled(&String::from_utf8(script).unwrap(), installed);
+        let path = top().join("packaging/completions").join(file);
+        compare(&path, &script);
+        if shell == Shell::Bash {
+            for subcommand in [None].into_iter().chain(command.get_subcommands().map(Some)) {
+                assert_bash_completes(&path, installed, &command, subcommand);
+            }
+        }
+    }
+}
+
+/// The completions of a program with a hyphen in its name, which clap_complete 4.6 separates in some places as if there
+/// were a subcommand, so that bash completes nothing after a real one (clap's issue 6421).
+fn labelled(script: &str, installed: &str) -> String {
+    script.replace(&installed.replace('-', "__subcmd__"), &installed.replace('-', "__"))
+}
+
+/// A script for bash: sources $1, and completes the words after that as a terminal would have it done.
+const COMPLETE: &str = r#"
+. "$1"
+shift
+COMP_WORDS=("$@") COMP_CWORD=$(($# - 1))
+function=$(complete -p "$1")
+function=${function#* -F }
+${function%% *} "$1" "${@: -1}" "${@: -2:1}"
+printf '%s\n' "${COMPREPLY[@]}"
+"#;
+
+/// Sourced by bash, the script completes the options of a program or of its subcommand, and the values of each.
+fn assert_bash_completes(
+    script: &Path,
+    installed: &str,
+    program: &Command,
+    subcommand: Option<&Command>,
+) {
+    let words: Vec<&str> =
+        [installed].into_iter().chain(subcommand.map(Command::get_name)).collect();
+    let complete = |last: &[&str]| -> Vec<String> {
+        let words = [&words[..], last].concat();
+        let mut bash = process::Command::new("bash");
+        let output = bash.args(["-c", COMPLETE, "bash"]).arg(script).args(words).output().unwrap();
+        assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect()
+    };
+    let options = complete(&["--"]);
+    for arg in subcommand.unwrap_or(program).get_arguments().filter(|arg| !arg.is_hide_set()) {
+        let Some(long) = arg.get_long() else { continue };
+        let long = format!("--{long}");
+        assert!(options.contains(&long), "{words:?} {long}: {options:?}");
+        let values = arg.get_possible_values();
+        let values =
+            values.iter().filter(|value| !value.is_hide_set()).map(PossibleValue::get_name);
+        let values: Vec<_> = values.collect();
+        if arg.get_action().takes_values() && !values.is_empty() {
+            assert_eq!(complete(&[&long, ""]), values, "{words:?} {long}");
+        }
     }
 }
 
