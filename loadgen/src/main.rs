@@ -21,7 +21,8 @@ use clap::{Parser, Subcommand};
 
 /// Creates KVM guests whose behaviour is known: a load to check tools against
 #[derive(Parser)]
-#[command(name = "loadgen", version, disable_help_subcommand = true, after_long_help = EXAMPLES)]
+#[command(name = "loadgen", version, disable_help_subcommand = true, max_term_width = 100,
+          after_long_help = EXAMPLES)]
 struct Args {
     #[command(subcommand)]
     command: Command,

@@ -45,7 +45,7 @@ use trace::{Tracer, Wanted};
 /// time of its thread, ksmd. It only looks: no setting is changed.
 #[derive(Parser, Debug)]
 #[command(name = "ksmstat", version, allow_negative_numbers = true, args_override_self = true,
-          after_long_help = EXAMPLES)]
+          max_term_width = 100, after_long_help = EXAMPLES)]
 struct Args {
     #[command(flatten)]
     output: OutputArgs<CsvRows>,

@@ -41,7 +41,7 @@ use trace::{Tracer, Wanted};
 /// (slp) or waiting for a CPU (rnq). Those that cost the most come first.
 #[derive(Parser, Debug)]
 #[command(name = "kvmexits", version, allow_negative_numbers = true, args_override_self = true,
-          after_long_help = EXAMPLES)]
+          max_term_width = 100, after_long_help = EXAMPLES)]
 struct Args {
     #[command(flatten)]
     output: OutputArgs,

@@ -37,7 +37,8 @@ use trace::{Tracer, Wanted};
 /// Shows the distribution of run-queue latency from the kernel's own accounting: every wait that ends in the
 /// interval, whole, and the tasks that still wait at its end.
 #[derive(Parser, Debug)]
-#[command(name = "runqlat", version, allow_negative_numbers = true, args_override_self = true, after_long_help = EXAMPLES,
+#[command(name = "runqlat", version, allow_negative_numbers = true, args_override_self = true,
+          max_term_width = 100, after_long_help = EXAMPLES,
           group(ArgGroup::new("breakdown").args(["by", "pids", "tids", "pidnss"])))]
 struct Args {
     #[command(flatten)]

@@ -46,7 +46,7 @@ use trace::{Tracer, Wanted};
 /// The waits, how they began, and who had the CPU meanwhile. Those that waited the longest come first.
 #[derive(Parser, Debug)]
 #[command(name = "vcpulag", version, allow_negative_numbers = true, args_override_self = true,
-          after_long_help = EXAMPLES)]
+          max_term_width = 100, after_long_help = EXAMPLES)]
 struct Args {
     #[command(flatten)]
     output: OutputArgs,
