@@ -1,5 +1,6 @@
 //! What ksmstat shows of guests whose memory is known is what loadgen's truth predicts, on every kernel.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::thread;
 use std::time::Duration;
@@ -26,6 +27,20 @@ fn number(row: &Value, name: &str) -> u64 {
 
 fn sum<'a>(rows: impl IntoIterator<Item = &'a Value>, name: &str) -> u64 {
     rows.into_iter().map(|row| number(row, name)).sum()
+}
+
+/// The merges that were not seen, by the tool's own word: the kernel runs no program on a CPU while a reader of maps is
+/// preempted there (bpf_disable_instrumentation()). Rows of one interval all have its number.
+fn lost(rows: &[Value]) -> u64 {
+    let intervals: BTreeMap<&str, u64> =
+        rows.iter().map(|row| (row["time"].as_str().unwrap(), number(row, "lost"))).collect();
+    intervals.values().sum()
+}
+
+/// As many as there were, but for those of which the tool says that it has not seen them.
+fn assert_merged(merged: u64, expected: u64, rows: &[Value]) {
+    let seen = expected.saturating_sub(lost(rows))..=expected;
+    assert!(seen.contains(&merged), "{merged}, not {expected}: {rows:#?}");
 }
 
 /// Half of the pages of each of 8 guests of 16 MiB are those of the others, too; 16 % of all are rewritten when those
@@ -82,11 +97,11 @@ fn guests_are_merged_and_written_to_as_known() {
         let written = if kernel() >= (5, 19) { 0 } else { written };
         assert_eq!((number(last, "merging_pages") + written) * GUESTS, places, "{last}");
         if kernel() >= (6, 3) {
-            assert_eq!(sum(of, "merged") * GUESTS, places, "{last}");
+            assert_merged(sum(of, "merged"), places / GUESTS, &processes);
         }
     }
     if kernel() >= (6, 3) {
-        assert_eq!(sum(&host, "merged"), places);
+        assert_merged(sum(&host, "merged"), places, &host);
         // ksmd tells of a merge before it counts it: a pair may be on its way at a look, and for once seem to be gone.
         assert!(sum(&host, "unmerged") <= 2, "{host:#?}");
     }
