@@ -28,7 +28,6 @@ test:
 test-packages:
 	packaging/install-deps packages
 	packaging/install-deps vm
-	packaging/install-cargo-deb
 	tests/packages/run
 
 test-kernels:
@@ -62,7 +61,6 @@ install:
 
 deb:
 	packaging/install-deps deb
-	packaging/install-cargo-deb
 	packaging/build
 	packaging/deb dist --dbgsym
 
