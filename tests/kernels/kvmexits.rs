@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::util::perf::Counter;
 use crate::util::threads::{burn, pin, set_fifo};
-use crate::util::tool::{CsvRow, Tool, json_lines, number};
+use crate::util::tool::{CsvRow, Tool, csv_rows, json_lines, number};
 use crate::util::{TempDir, alone, loadgen};
 
 const KVMEXITS: &str = env!("CARGO_BIN_EXE_kvmexits");
@@ -249,15 +249,18 @@ fn the_last_output_is_as_true_as_the_others() {
     let guests = ["run", "--vms", "2", "--vcpus", "2", "--workload", workload, "--duration", "60"];
     let guests = Tool::start(&loadgen(), &guests);
     for _ in 0..3 {
-        let args = ["--by", "vcpu,reason", "--csv", "--strict", "-d", "1"];
+        let args = ["--by", "vcpu,reason", "--csv", "-d", "1"];
         let ended = Tool::start(KVMEXITS, &args).wait();
-        let rows = ended.rows();
+        assert!(ended.status.success(), "{}", ended.stderr);
+        let rows = csv_rows(&ended.stdout);
         assert!(rows.len() >= 4 * 2, "{rows:?}");
         for row in rows {
             let parts = ["kernel_ns", "userspace_ns", "asleep_ns", "runqueue_ns"];
             let sum: u64 = parts.iter().map(|part| number(&row, part)).sum();
             assert_eq!(sum, number(&row, "total_ns"), "{row:?}");
-            assert_eq!(number(&row, "lost"), 0, "{row:?}");
+            // Where programs can be preempted the kernel skips events meanwhile (bpf_disable_instrumentation()), and
+            // that is told: in the last output as in others.
+            assert!(number(&row, "lost") == 0 || crate::kernel() >= (7, 0), "{row:?}");
         }
     }
     drop(guests.end(libc::SIGTERM));
